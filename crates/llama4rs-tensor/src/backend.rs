@@ -1,0 +1,205 @@
+//! What a device offers to the model: the narrow trait between floors 1 and 2.
+//!
+//! Activations are `[rows, cols]` tensors, one row per token of the step,
+//! with single-precision meaning (a device may keep fewer bits and must say so).
+//! Every operation writes into a tensor that the caller keeps, so that a decode
+//! step allocates nothing once its buffers have grown.
+//!
+//! **Batch invariance** is part of the contract: what an operation writes for
+//! one row is the same, bit for bit, whatever other rows the call has and
+//! however many threads run.
+
+use std::ops::Range;
+
+use crate::{PackedMatrix, Result};
+
+/// Element type of stored keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvDtype {
+    /// Single precision: exact, for tests and small models.
+    F32,
+    /// The upper half of a single: the normal case.
+    Bf16,
+}
+
+impl KvDtype {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 => 2,
+        }
+    }
+}
+
+/// Sizes of a pool of key/value pages.
+///
+/// One page holds `page_tokens` tokens of *every* layer of its pool:
+/// `[layer][kv head][key, value][token][head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvGeometry {
+    /// Layers that share the pool.
+    pub num_layers: usize,
+    /// Key/value heads of a layer.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Tokens of a page.
+    pub page_tokens: usize,
+    /// Element type.
+    pub dtype: KvDtype,
+}
+
+impl KvGeometry {
+    /// Elements of one plane: the keys (or the values) of one head of one layer in one page.
+    pub fn plane_elements(&self) -> usize {
+        self.page_tokens * self.head_dim
+    }
+
+    /// Elements of a page.
+    pub fn page_elements(&self) -> usize {
+        self.num_layers * self.num_kv_heads * 2 * self.plane_elements()
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.page_elements() * self.dtype.bytes()
+    }
+}
+
+/// Where the keys and values of one token live in a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Page number in the pool.
+    pub page: u32,
+    /// Token within the page.
+    pub offset: u32,
+}
+
+/// Consecutive query rows of one sequence that attend to the same pages.
+///
+/// Row `rows.start + i` sees the first `visible + i` tokens of `pages`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvSpan {
+    /// Query rows of the step.
+    pub rows: Range<usize>,
+    /// Pages in the order of their tokens.
+    pub pages: Vec<u32>,
+    /// Tokens that the first row sees, itself included.
+    pub visible: usize,
+}
+
+/// The routed part of a mixture-of-experts layer: stacks of `num_experts` matrices.
+pub struct ExpertWeights<'a, M> {
+    /// `[expert][intermediate, hidden]`.
+    pub gate: &'a M,
+    /// `[expert][intermediate, hidden]`.
+    pub up: &'a M,
+    /// `[expert][hidden, intermediate]`.
+    pub down: &'a M,
+}
+
+/// A device that can run the model.
+///
+/// Operations return an error on shapes that do not fit and on device failures;
+/// they do not panic on them.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// Activations `[rows, cols]`.
+    type Tensor: Send + Sync;
+    /// A constant vector: the weights of a norm.
+    type Vector: Send + Sync;
+    /// One weight matrix or a stack of them.
+    type Matrix: Send + Sync;
+    /// Key/value pages.
+    type KvPool: Send + Sync;
+    /// Which experts each row goes to, and with which weight.
+    type Routing: Send + Sync;
+
+    /// A short name for reports, such as `cpu (avx512, 8 threads)`.
+    fn description(&self) -> String;
+
+    /// An empty tensor, to be used as an output.
+    fn empty(&self) -> Self::Tensor;
+    /// A tensor from host values, row-major, `values.len()` a multiple of `cols`.
+    fn upload(&self, values: &[f32], cols: usize) -> Result<Self::Tensor>;
+    /// All values of `x`, row-major.
+    fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    /// `(rows, cols)` of `x`.
+    fn shape(&self, x: &Self::Tensor) -> (usize, usize);
+    /// Brings a norm's weights to the device.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
+    /// Brings packed weights to the device; on the CPU mapped bytes stay mapped.
+    fn matrix(&self, packed: PackedMatrix) -> Result<Self::Matrix>;
+
+    /// `out[t] = table[ids[t]]`.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Tensor) -> Result<()>;
+    /// `out[i] = x[rows[i]]`.
+    fn select_rows(&self, x: &Self::Tensor, rows: &[u32], out: &mut Self::Tensor) -> Result<()>;
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`, per row.
+    fn rms_norm(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+    /// `outs[i] = x · weights[i]ᵀ` for several matrices (`stack == 1`) of the same input.
+    fn matmul(
+        &self,
+        x: &Self::Tensor,
+        weights: &[&Self::Matrix],
+        outs: &mut [&mut Self::Tensor],
+    ) -> Result<()>;
+    /// `gate = silu(gate) * up`.
+    fn swiglu(&self, gate: &mut Self::Tensor, up: &Self::Tensor) -> Result<()>;
+
+    /// Rotates the pairs `(2j, 2j+1)` of every head of every row by the row's
+    /// angles: `rotations` is `[rows, head_dim]`, `cos, sin` for each pair.
+    fn rope(&self, x: &mut Self::Tensor, rotations: &Self::Tensor, head_dim: usize) -> Result<()>;
+    /// `x / sqrt(mean(x^2) + eps)` for each head of each row, without weights.
+    fn head_norm(&self, x: &mut Self::Tensor, head_dim: usize, eps: f32) -> Result<()>;
+    /// Multiplies row `t` by `scales[t]`; `scales` is `[rows, 1]`.
+    fn scale_rows(&self, x: &mut Self::Tensor, scales: &Self::Tensor) -> Result<()>;
+
+    /// An empty pool of pages.
+    fn kv_pool(&self, geometry: KvGeometry) -> Result<Self::KvPool>;
+    /// Makes the page numbers `0..num_pages` usable; keeps what is stored.
+    fn kv_reserve(&self, pool: &mut Self::KvPool, num_pages: usize) -> Result<()>;
+    /// Stores row `t` of `keys` and `values` (`[rows, kv_heads * head_dim]`) at `slots[t]`.
+    fn write_kv(
+        &self,
+        pool: &mut Self::KvPool,
+        layer: usize,
+        slots: &[Slot],
+        keys: &Self::Tensor,
+        values: &Self::Tensor,
+    ) -> Result<()>;
+    /// `out = softmax(scale · q kᵀ) v` per query head over the keys that each
+    /// row's span shows; query head `h` of `H` uses key/value head `h / (H / kv_heads)`.
+    fn attend(
+        &self,
+        pool: &Self::KvPool,
+        layer: usize,
+        queries: &Self::Tensor,
+        spans: &[KvSpan],
+        scale: f32,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Chooses the `top_k` largest of each row of `logits` `[rows, experts]`
+    /// (ties: lowest index) and weighs them by `sigmoid(logit)`.
+    fn route(&self, logits: &Self::Tensor, top_k: usize) -> Result<Self::Routing>;
+    /// The experts of each row, `[rows * top_k]`, for statistics.
+    fn routed_experts(&self, routing: &Self::Routing) -> Result<Vec<u32>>;
+    /// `out[t] += Σ_e down_e(silu(gate_e(w x)) * up_e(w x))` with `x = x[t]` and
+    /// `w` the weight of expert `e` for row `t`: the weight scales the *input*.
+    fn experts(
+        &self,
+        x: &Self::Tensor,
+        routing: &Self::Routing,
+        weights: ExpertWeights<'_, Self::Matrix>,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+}

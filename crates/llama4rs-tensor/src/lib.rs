@@ -1,0 +1,24 @@
+//! Floor 0 of llama4rs: the words that every other crate speaks.
+//!
+//! - [`WeightFormat`] says how one matrix is stored, and [`format`] draws each
+//!   layout byte by byte;
+//! - [`PackedMatrix`] is a matrix (or a stack of equal matrices: the experts of
+//!   a layer) in such a layout, owned or mapped from a file;
+//! - [`Backend`] is the narrow list of operations that a device offers to the
+//!   model.
+//!
+//! Nothing here computes a forward pass.
+
+pub mod backend;
+mod bytes;
+mod error;
+pub mod format;
+mod mapped;
+mod packed;
+
+pub use backend::{Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, Slot};
+pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
+pub use error::{Error, Result};
+pub use format::WeightFormat;
+pub use mapped::MappedFile;
+pub use packed::PackedMatrix;

@@ -1,0 +1,134 @@
+"""The compiled core of llama4rs. Private: use the names that `llama4rs` exports."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+
+Progress = Callable[[str, int, int], object]
+"""Called as `progress(what, done, total)` from the calling thread; may raise to interrupt."""
+
+def cpu_features() -> dict[str, Any]:
+    """What the CPU backend found: `{"instruction_set": "avx512", "available": [...], "threads": 4}`."""
+
+def open_info(path: str) -> dict[str, Any]:
+    """Reads a model directory's headers only.
+
+    Returns `{"kind": "packed" | "published", "config": <config.json as dict>,
+    "tensors": [{"name", "format", "shape", "bytes", "relative_error"}...],
+    "parameters": int, "bytes": int, "format_version": int | None}`.
+
+    Raises `CheckpointError` for a damaged or foreign directory.
+    """
+
+def pack(
+    source: str,
+    destination: str,
+    *,
+    weights: str = "int4",
+    policy: Sequence[tuple[str, str]] = (),
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Packs a published checkpoint into a llama4rs directory; see `llama4rs.pack`."""
+
+def verify(path: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Checks every tensor's checksum of a packed directory; see `llama4rs.verify`."""
+
+@final
+class Engine:
+    """One opened model and the requests that run on it. Safe to use from many threads."""
+
+    def __new__(
+        cls,
+        path: str,
+        *,
+        weights: str | None = None,
+        policy: Sequence[tuple[str, str]] = (),
+        threads: int | None = None,
+        max_context: int | None = None,
+        kv_cache: str | None = None,
+        step_tokens: int | None = None,
+        progress: Progress | None = None,
+    ) -> Engine: ...
+    @property
+    def config_json(self) -> str:
+        """The model's configuration as JSON text (published field names, defaults filled in)."""
+    @property
+    def weights(self) -> str:
+        """The family of the decoder's weight format, such as `"int4/g64"`."""
+    @property
+    def max_context(self) -> int:
+        """Most tokens that one sequence may have."""
+    @property
+    def device(self) -> str:
+        """The backend in words, such as `"cpu (avx512, 4 threads)"`."""
+    def summary(self) -> dict[str, Any]:
+        """Sizes: `parameters`, `active_parameters`, `weight_bytes`, `mapped_bytes`, `tensors`
+        (`[{"group", "format", "bytes", "relative_error"}]`), `kv_bytes_per_token`, `kv_cache`."""
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop_token_ids: Sequence[int] = (),
+        seed: int = 0,
+        logprobs: int | None = None,
+    ) -> Request:
+        """Queues a prompt. `logprobs=n` reports the chosen token's and the n best tokens' log
+        probabilities. Raises `ValueError` for an empty prompt, an id outside of the vocabulary,
+        a prompt longer than `max_context`, or an option out of range."""
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits `[tokens, vocab]` of a fresh sequence, all positions."""
+
+@final
+class Request:
+    """A submitted prompt. Iterating over `next()` drives the engine."""
+
+    def next(self) -> Event | None:
+        """The next event, computing steps (for all requests of the engine) until there is one.
+        `None` after the finishing event. Releases the interpreter lock; `KeyboardInterrupt`
+        comes between two steps and leaves the request usable."""
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Ends the request now and frees its memory. Does nothing when it has finished."""
+    @property
+    def finish_reason(self) -> str | None:
+        """`"stop"` (a stop token), `"length"`, what `cancel` was given, or None while running."""
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds: `queue`, `prefill`, `decode`; first token time included in `prefill`."""
+    @property
+    def usage(self) -> dict[str, int]:
+        """`prompt_tokens`, `completion_tokens`, `cached_tokens`."""
+    def expert_usage(self) -> npt.NDArray[np.uint64]:
+        """Tokens of this request per layer and expert, `[layers, experts]`; dense layers are
+        all zero. `[layers, 0]` for a model without experts."""
+
+@final
+class Event:
+    """One thing that happened to a request."""
+
+    @property
+    def token_id(self) -> int | None:
+        """The new token, or None when a part of the prompt was processed."""
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens processed so far."""
+    @property
+    def logprob(self) -> float | None:
+        """Log probability of the token under the model's own distribution (temperature 1)."""
+    @property
+    def top_logprobs(self) -> list[tuple[int, float]] | None:
+        """The best tokens and their log probabilities, best first."""
+    @property
+    def finish_reason(self) -> str | None:
+        """Set on the last event. A stop token is reported as its last event's `token_id`."""

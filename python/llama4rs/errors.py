@@ -1,0 +1,33 @@
+"""The exceptions of llama4rs: one base class, and the builtin class a user would expect."""
+
+
+class Llama4Error(Exception):
+    """Base class of every error that llama4rs raises on purpose."""
+
+
+class CheckpointError(Llama4Error, ValueError):
+    """A model directory is damaged, incomplete, of another architecture or of impossible sizes."""
+
+
+class CheckpointNotFoundError(Llama4Error, FileNotFoundError):
+    """A model directory or one of the files that it needs does not exist."""
+
+
+class PackError(Llama4Error, ValueError):
+    """A checkpoint cannot be packed as asked (NaN weights, existing destination, full disk)."""
+
+
+class TokenizerError(Llama4Error, ValueError):
+    """A tokenizer file is damaged or of an unknown kind, or the model has no tokenizer."""
+
+
+class ChatTemplateError(Llama4Error, ValueError):
+    """A conversation cannot be put into the prompt format."""
+
+
+class RequestError(Llama4Error, ValueError):
+    """A request that can never run: option out of range, empty or too long prompt."""
+
+
+class OutOfMemoryError(Llama4Error, MemoryError):
+    """Memory for weights, key/value pages or activations is not to be had."""
