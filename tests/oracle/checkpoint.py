@@ -15,6 +15,8 @@ __all__ = ["make_checkpoint", "weights"]
 
 Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]
+Dtype = Literal["float32", "bfloat16", "float16"]
+RopeKeys = Literal["new", "old"]
 
 
 def make_checkpoint(
@@ -22,11 +24,11 @@ def make_checkpoint(
     config: Config,
     seed: int,
     *,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     layout: Literal["fused", "split"] = "fused",
     num_shards: int = 1,
     multimodal_prefix: bool = False,
-    rope_keys: Literal["new", "old"] = "new",
+    rope_keys: RopeKeys = "new",
 ) -> Path:
     """Write ``config.json`` and the weights of ``weights(config, seed)``; return the directory.
 
@@ -110,14 +112,14 @@ def _write_shards(directory: Path, tensors: Tensors, dtype: str, num_shards: int
     if num_shards == 1:
         write_safetensors(directory / "model.safetensors", tensors, dtype)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     names = list(tensors)
     for shard in range(num_shards):
         first, last = (len(names) * end // num_shards for end in (shard, shard + 1))
         file_name = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
         in_shard = {name: tensors[name] for name in names[first:last]}
         write_safetensors(directory / file_name, in_shard, dtype)
-        weight_map |= {name: file_name for name in in_shard}
+        weight_map |= dict.fromkeys(in_shard, file_name)
     total_size = sum(t.size for t in tensors.values()) * (4 if dtype == "float32" else 2)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

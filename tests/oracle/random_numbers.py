@@ -35,6 +35,8 @@ def bell(key: str, shape: tuple[int, ...]) -> np.ndarray:
     Each value is the sum of the four 16-bit quarters of one output.
     """
     drawn = bits(key, math.prod(shape))
-    quarters = [(drawn >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
-    centred = sum(quarter.astype(np.float64) for quarter in quarters) - 2 * 65535
+    total = np.zeros(len(drawn))
+    for shift in (0, 16, 32, 48):
+        total += (drawn >> np.uint64(shift)) & np.uint64(0xFFFF)
+    centred = total - 2 * 65535
     return (centred / (65536 / math.sqrt(3))).reshape(shape)

@@ -24,6 +24,8 @@ _GAINS = (
     ("gate_proj.weight", 2.0),
     ("gate_up_proj", 2.0),
     ("lm_head.weight", 2.0),
+    ("vision_adapter.mlp.fc1.weight", 2.0),
+    ("vision_adapter.mlp.fc2.weight", 1.5),
 )
 _SMALLEST_EXACT_IN_FLOAT16 = 2.0**-17
 
@@ -35,9 +37,7 @@ def weights(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     the three types holds the same numbers and one stored answer serves all of them.
     """
     tied = text_config(config)["tie_word_embeddings"]
-    return {
-        name: _draw(name, shape, seed, tied) for name, shape in tensor_shapes(config).items()
-    }
+    return {name: _draw(name, shape, seed, tied) for name, shape in tensor_shapes(config).items()}
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int, tied: bool) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class TextSizes:
     """Decoder sizes; every fourth layer is a NoPE layer, every layer is a mixture of experts."""
 
-    vocab: int = 768
+    vocab: int = 896
     hidden: int = 192
     layers: int = 8
     heads: int = 6

@@ -1,11 +1,14 @@
 """From a picture to tiles, and from tiles to the token sequence, by the rules of Llama 4."""
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 
 from cria.config import VISION
 
 
+@lru_cache(maxsize=4096)
 def canvas_for(width: int, height: int) -> tuple[int, int]:
     """Choose the canvas (rows, columns of tiles) for a picture."""
     side, limit = VISION.tile, VISION.max_tiles

@@ -107,9 +107,10 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, counts: list[int]) -> Tensor:
         """Apply expert e to the e-th run of rows of x; `counts` gives the run lengths."""
         parts = []
-        for expert, rows in enumerate(x.split(counts)):
-            gate, up = (rows @ self.gate_up_proj[expert]).chunk(2, dim=-1)
-            parts.append((F.silu(gate) * up) @ self.down_proj[expert])
+        weights = zip(self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True)
+        for rows, (gate_up, down) in zip(x.split(counts), weights, strict=True):
+            gate, up = (rows @ gate_up).chunk(2, dim=-1)
+            parts.append((F.silu(gate) * up) @ down)
         return torch.cat(parts)
 
 
@@ -134,7 +135,8 @@ class MixtureOfExperts(nn.Module):
         order = chosen.argsort()
         counts = torch.bincount(chosen, minlength=logits.shape[-1]).tolist()
         routed = self.experts((flat * score)[order], counts)
-        out = self.shared_expert(flat).index_add(0, order, routed.to(flat.dtype))
+        shared = self.shared_expert(flat)
+        out = shared.index_add(0, order, routed.to(shared.dtype))
         probability = logits.float().softmax(-1)[real].mean(0)
         used = torch.bincount(chosen[real], minlength=logits.shape[-1])
         balance = logits.shape[-1] * (probability * (used / used.sum())).sum()

@@ -57,17 +57,12 @@ class Scene:
     things: tuple[Thing, ...]
 
     def cell_labels(self) -> np.ndarray:
-        """Label each third of the picture: 0 is empty, else 1 + colour index * shapes + shape."""
-        labels = np.zeros((3, 3), dtype=np.int64)
+        """Label each third of the picture with (shape, colour), both 0 where it is empty."""
+        labels = np.zeros((9, 2), dtype=np.int64)
         for thing in self.things:
             colour = list(COLOURS).index(thing.colour)
-            labels[thing.row, thing.column] = (
-                1 + colour * len(SHAPES) + SHAPES.index(thing.shape)
-            )
-        return labels.reshape(-1)
-
-
-CELL_CLASSES = 1 + len(COLOURS) * len(SHAPES)
+            labels[3 * thing.row + thing.column] = (1 + SHAPES.index(thing.shape), 1 + colour)
+        return labels
 
 
 def _polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
@@ -113,7 +108,7 @@ def _layout(rng: np.random.Generator, tiling: str) -> tuple[int, int, int, int]:
 
 def _thirds(index: int, cells: int) -> int:
     """Map a layout row or column to a third of the picture."""
-    return (1,)[index] if cells == 1 else (0, 2)[index] if cells == 2 else index
+    return {1: (1,), 2: (0, 2), 3: (0, 1, 2)}[cells][index]
 
 
 def draw_scene(rng: np.random.Generator, multi_tile: float = 0.3) -> Scene:
@@ -183,8 +178,8 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str, which: str = "") -> t
         if unique:
             thing = unique[rng.integers(len(unique))]
             return (
-                f"What shape is {thing.colour}{where}?",
-                f"The {with_article(thing.shape)[2:]} is {thing.colour}.",
+                f"What shape is the {thing.colour} one{where}?",
+                f"The {thing.colour} one is {with_article(thing.shape)}.",
             )
         kind = "what"
     if kind == "place":

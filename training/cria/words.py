@@ -1,11 +1,13 @@
 """Small English helpers that the data generators share."""
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SILENT_H = ("honest", "hour")
 
 
 def with_article(phrase: str) -> str:
     """Put the right indefinite article before a phrase."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    vowel = phrase[0] in "aeiou" or phrase.startswith(SILENT_H)
+    return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def sentence(text: str) -> str:

@@ -1,1 +1,27 @@
-//! Placeholder until the next commit.
+//! The CPU side of llama4rs: [`Cpu`] implements [`llama4rs_tensor::Backend`].
+//!
+//! - `simd` has 16 lanes of single precision, written once per instruction set;
+//! - `kernels` has one file per operation: formula, scalar reference, vector
+//!   form, and the test that holds them together;
+//! - `backend` checks shapes, then calls one kernel.
+//!
+//! **One result.** What an operation writes for a row is defined by an order of
+//! correctly rounded operations. It does not depend on the other rows of the
+//! call, on the number of threads, or on the instruction set.
+
+mod backend;
+mod cpu;
+mod instruction_set;
+mod kernels;
+mod parallel;
+mod simd;
+mod tensor;
+
+#[cfg(test)]
+mod test_support;
+
+pub use cpu::Cpu;
+pub use instruction_set::InstructionSet;
+pub use kernels::kv_pages::KvPages;
+pub use kernels::route::Routing;
+pub use tensor::Tensor;

@@ -1,1 +1,25 @@
-//! Placeholder until the next commit.
+//! Floor 1: where the keys and values of every sequence live.
+//!
+//! Llama 4 has two kinds of attention layer, so the cache has two pools:
+//!
+//! ```text
+//! chunked layers   only the tokens of the current chunk are ever visible:
+//!                  pages are freed as soon as a chunk is complete
+//! global layers    every token stays visible: pages grow with the sequence
+//! ```
+//!
+//! A *page* holds [`PAGE_TOKENS`] tokens of all layers of its pool. A sequence
+//! owns a [`SequenceKv`]: its length and two page tables. For each step
+//! [`KvCache::extend`] reserves pages for the new tokens and writes down where
+//! they go ([`Slot`](llama4rs_tensor::Slot)s) and what they see
+//! ([`KvSpan`](llama4rs_tensor::KvSpan)s); after the step [`KvCache::commit`]
+//! makes them part of the sequence, or [`KvCache::rollback`] forgets them.
+
+mod allocator;
+mod cache;
+mod page_table;
+
+pub use cache::{KvCache, KvLayout, KvStep, LayerKv, PoolKind, PoolStep, SequenceKv};
+
+/// Tokens of one page.
+pub const PAGE_TOKENS: usize = 64;

@@ -1,1 +1,30 @@
-//! Placeholder
+//! Floor 4: the only crate that knows Python.
+//!
+//! The module is private, `llama4rs._llama4rs`; its contract is
+//! `python/llama4rs/_llama4rs.pyi`. Every call that computes runs detached from
+//! the interpreter, on data that Rust owns; no panic crosses into Python.
+
+mod checkpoint;
+mod device;
+mod engine;
+mod errors;
+mod guard;
+mod progress;
+mod request;
+
+/// The compiled core of llama4rs.
+#[pyo3::pymodule(gil_used = true)]
+mod _llama4rs {
+    #[pymodule_export]
+    use super::checkpoint::{open_info, pack, verify};
+    #[pymodule_export]
+    use super::device::cpu_features;
+    #[pymodule_export]
+    use super::engine::Engine;
+    #[pymodule_export]
+    use super::request::{Event, Request};
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

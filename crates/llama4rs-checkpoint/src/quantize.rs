@@ -1,0 +1,329 @@
+//! Sixteen rows of weights -> one panel.
+//!
+//! The input is interleaved as a panel is: `lanes[i][r]` is input `i` of row `r`,
+//! so every loop runs over 16 rows at once and no sum crosses lanes. The same
+//! code is compiled for several instruction sets; as it neither fuses nor
+//! reorders operations, each gives the same bits.
+//!
+//! **int4.** Per row and group the scale is chosen to minimise the squared
+//! error. Candidates put the weight of largest magnitude near code -8, the
+//! longer end of the range: `scale = -peak / 8 * factor`. The best of them is
+//! refined by least squares for its own codes. Each candidate is rounded to bf16
+//! *before* its codes are chosen, so what is compared is what is stored.
+//!
+//! **int8.** `scale = |peak| / 127`, rounded up in bf16 so that nothing clips.
+
+use half::bf16;
+use llama4rs_tensor::format::PANEL_ROWS;
+use llama4rs_tensor::WeightFormat;
+
+/// One input of the 16 rows of a panel.
+pub(crate) type Lanes = [f32; PANEL_ROWS];
+
+const ZERO: Lanes = [0.0; PANEL_ROWS];
+
+/// Where the weight of largest magnitude may land, as a fraction of code -8.
+const FACTORS: [f32; 8] = [1.05, 0.99, 0.93, 0.87, 0.81, 0.75, 0.69, 0.63];
+
+/// Times that the best scale is refitted to its codes.
+const REFITS: usize = 2;
+
+/// Scales below this are zero: their reciprocals would overflow.
+const TINY: f32 = 1e-36;
+
+/// Added to a float of small magnitude, leaves it rounded to a whole number in the low bits.
+const ROUND: f32 = 12582912.0;
+
+/// What packing one panel lost, and whether its input was sound.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PanelStats {
+    /// Sum of the squared differences.
+    pub error: f64,
+    /// Sum of the squared weights.
+    pub norm: f64,
+    /// A row (0..16) that holds NaN or infinity.
+    pub not_finite: Option<usize>,
+}
+
+/// Packs `lanes` (the inputs padded as `format` needs) into `panel`.
+pub(crate) fn pack_panel(format: WeightFormat, lanes: &[Lanes], panel: &mut [u8]) -> PanelStats {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the processor has the features that the function is compiled for.
+            return unsafe { pack_panel_avx512(format, lanes, panel) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return unsafe { pack_panel_avx2(format, lanes, panel) };
+        }
+    }
+    pack_panel_with(format, lanes, panel)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn pack_panel_avx512(format: WeightFormat, lanes: &[Lanes], panel: &mut [u8]) -> PanelStats {
+    pack_panel_with(format, lanes, panel)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn pack_panel_avx2(format: WeightFormat, lanes: &[Lanes], panel: &mut [u8]) -> PanelStats {
+    pack_panel_with(format, lanes, panel)
+}
+
+#[inline(always)]
+fn pack_panel_with(format: WeightFormat, lanes: &[Lanes], panel: &mut [u8]) -> PanelStats {
+    let mut stats =
+        PanelStats { not_finite: first_not_finite(lanes), ..PanelStats::default() };
+    let Some(group) = format.group() else {
+        match format {
+            WeightFormat::F32 => pack_f32(lanes, panel, &mut stats),
+            _ => pack_bf16(lanes, panel, &mut stats),
+        }
+        return stats;
+    };
+    let (codes, scales) = panel.split_at_mut(lanes.len() / format.line_cols() * 64);
+    let groups = lanes.chunks_exact(group);
+    let lines = codes.chunks_exact_mut(group / format.line_cols() * 64);
+    for ((lanes, lines), scales) in groups.zip(lines).zip(scales.chunks_exact_mut(32)) {
+        let scale = match format {
+            WeightFormat::Int4 { .. } => int4_scale(lanes),
+            _ => int8_scale(lanes),
+        };
+        match format {
+            WeightFormat::Int4 { .. } => write_int4(lanes, &scale, lines, &mut stats),
+            _ => write_int8(lanes, &scale, lines, &mut stats),
+        }
+        for (bytes, scale) in scales.chunks_exact_mut(2).zip(scale) {
+            bytes.copy_from_slice(&bf16::from_f32(scale).to_le_bytes());
+        }
+    }
+    stats
+}
+
+/// A lane with a NaN or an infinity, found by the exponent bits.
+#[inline(always)]
+fn first_not_finite(lanes: &[Lanes]) -> Option<usize> {
+    let mut largest = [0u32; PANEL_ROWS];
+    for x in lanes {
+        for r in 0..PANEL_ROWS {
+            largest[r] = largest[r].max(x[r].to_bits() & 0x7fff_ffff);
+        }
+    }
+    largest.iter().position(|&bits| bits >= 0x7f80_0000)
+}
+
+/// The bf16 scale of every row that loses least.
+#[inline(always)]
+fn int4_scale(lanes: &[Lanes]) -> Lanes {
+    let peak = peak(lanes);
+    let mut best = Candidate::EMPTY;
+    for factor in FACTORS {
+        best.challenge(lanes, &map(&peak, |peak| round_bf16(peak * (factor * -0.125))));
+    }
+    for _ in 0..REFITS {
+        let refit = map(&best.fit, round_bf16);
+        best.challenge(lanes, &refit);
+    }
+    best.scale
+}
+
+/// The best scales so far, their errors, and the least-squares scales of their codes.
+struct Candidate {
+    scale: Lanes,
+    error: Lanes,
+    fit: Lanes,
+}
+
+impl Candidate {
+    const EMPTY: Self = Self { scale: ZERO, error: [f32::INFINITY; PANEL_ROWS], fit: ZERO };
+
+    /// Takes over `scale` in the rows where it loses less.
+    #[inline(always)]
+    fn challenge(&mut self, lanes: &[Lanes], scale: &Lanes) {
+        let inverse = map(scale, inverse);
+        let (mut error, mut along, mut square) = (ZERO, ZERO, ZERO);
+        for x in lanes {
+            for r in 0..PANEL_ROWS {
+                let code = clamp(x[r] * inverse[r], -8.0, 7.0) + ROUND - ROUND;
+                let lost = x[r] - code * scale[r];
+                error[r] += lost * lost;
+                along[r] += code * x[r];
+                square[r] += code * code;
+            }
+        }
+        for r in 0..PANEL_ROWS {
+            // The first candidate wins over an overflowing error, too.
+            let better = error[r] < self.error[r] || self.scale[r] == 0.0;
+            self.scale[r] = if better { scale[r] } else { self.scale[r] };
+            self.error[r] = if better { error[r] } else { self.error[r] };
+            let fit = if square[r] > 0.0 { along[r] / square[r] } else { 0.0 };
+            self.fit[r] = if better { fit } else { self.fit[r] };
+        }
+    }
+}
+
+#[inline(always)]
+fn int8_scale(lanes: &[Lanes]) -> Lanes {
+    map(&peak(lanes), |peak| {
+        let exact = peak.abs() / 127.0;
+        f32::from_bits((exact.to_bits() + 0xffff) & 0xffff_0000)
+    })
+}
+
+#[inline(always)]
+fn write_int4(lanes: &[Lanes], scale: &Lanes, lines: &mut [u8], stats: &mut PanelStats) {
+    let (scale, inverse) = usable(scale);
+    let (mut error, mut norm) = (ZERO, ZERO);
+    for (x, line) in lanes.chunks_exact(8).zip(lines.chunks_exact_mut(64)) {
+        let mut words = [0u32; PANEL_ROWS];
+        for b in 0..8 {
+            // Input b is the low nibble of byte b, input 4 + b its high nibble.
+            let shift = b % 4 * 8 + b / 4 * 4;
+            for r in 0..PANEL_ROWS {
+                let rounded = clamp(x[b][r] * inverse[r], -8.0, 7.0) + ROUND;
+                let lost = x[b][r] - (rounded - ROUND) * scale[r];
+                error[r] += lost * lost;
+                norm[r] += x[b][r] * x[b][r];
+                words[r] |= (rounded.to_bits().wrapping_add(8) & 15) << shift;
+            }
+        }
+        write_words(&words, line);
+    }
+    stats.add(&error, &norm);
+}
+
+#[inline(always)]
+fn write_int8(lanes: &[Lanes], scale: &Lanes, lines: &mut [u8], stats: &mut PanelStats) {
+    let (scale, inverse) = usable(scale);
+    let (mut error, mut norm) = (ZERO, ZERO);
+    for (x, line) in lanes.chunks_exact(4).zip(lines.chunks_exact_mut(64)) {
+        let mut words = [0u32; PANEL_ROWS];
+        for b in 0..4 {
+            for r in 0..PANEL_ROWS {
+                let rounded = clamp(x[b][r] * inverse[r], -127.0, 127.0) + ROUND;
+                let lost = x[b][r] - (rounded - ROUND) * scale[r];
+                error[r] += lost * lost;
+                norm[r] += x[b][r] * x[b][r];
+                words[r] |= (rounded.to_bits().wrapping_add(128) & 255) << (b * 8);
+            }
+        }
+        write_words(&words, line);
+    }
+    stats.add(&error, &norm);
+}
+
+#[inline(always)]
+fn pack_f32(lanes: &[Lanes], panel: &mut [u8], stats: &mut PanelStats) {
+    for (x, line) in lanes.iter().zip(panel.chunks_exact_mut(64)) {
+        write_words(&x.map(f32::to_bits), line);
+    }
+    for x in lanes.chunks(64) {
+        let mut norm = ZERO;
+        for x in x {
+            for r in 0..PANEL_ROWS {
+                norm[r] += x[r] * x[r];
+            }
+        }
+        stats.add(&ZERO, &norm);
+    }
+}
+
+#[inline(always)]
+fn pack_bf16(lanes: &[Lanes], panel: &mut [u8], stats: &mut PanelStats) {
+    // 32 lines of two inputs: short enough for sums in single precision.
+    for (x, lines) in lanes.chunks(64).zip(panel.chunks_mut(32 * 64)) {
+        let (mut error, mut norm) = (ZERO, ZERO);
+        for (x, line) in x.chunks_exact(2).zip(lines.chunks_exact_mut(64)) {
+            let mut words = [0u32; PANEL_ROWS];
+            for b in 0..2 {
+                for r in 0..PANEL_ROWS {
+                    let rounded = round_bf16(x[b][r]);
+                    let lost = x[b][r] - rounded;
+                    error[r] += lost * lost;
+                    norm[r] += x[b][r] * x[b][r];
+                    words[r] |= rounded.to_bits() >> 16 << (b * 16);
+                }
+            }
+            write_words(&words, line);
+        }
+        stats.add(&error, &norm);
+    }
+}
+
+impl PanelStats {
+    #[inline(always)]
+    fn add(&mut self, error: &Lanes, norm: &Lanes) {
+        for r in 0..PANEL_ROWS {
+            self.error += error[r] as f64;
+            self.norm += norm[r] as f64;
+        }
+    }
+}
+
+/// The signed weight of largest magnitude of every row.
+#[inline(always)]
+fn peak(lanes: &[Lanes]) -> Lanes {
+    let mut peak = ZERO;
+    for x in lanes {
+        for r in 0..PANEL_ROWS {
+            peak[r] = if x[r].abs() > peak[r].abs() { x[r] } else { peak[r] };
+        }
+    }
+    peak
+}
+
+/// Scales with the tiny ones zeroed, and their reciprocals.
+#[inline(always)]
+fn usable(scale: &Lanes) -> (Lanes, Lanes) {
+    (map(scale, |s| if s.abs() > TINY { s } else { 0.0 }), map(scale, inverse))
+}
+
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if scale.abs() > TINY {
+        1.0 / scale
+    } else {
+        0.0
+    }
+}
+
+/// The nearest bf16, ties to even; the argument is finite.
+#[inline(always)]
+fn round_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+}
+
+/// Comparisons in the form that is one instruction each.
+#[inline(always)]
+fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high {
+        x
+    } else {
+        high
+    }
+}
+
+#[inline(always)]
+fn map(lanes: &Lanes, f: impl Fn(f32) -> f32) -> Lanes {
+    let mut out = ZERO;
+    for r in 0..PANEL_ROWS {
+        out[r] = f(lanes[r]);
+    }
+    out
+}
+
+#[inline(always)]
+fn write_words(words: &[u32; PANEL_ROWS], line: &mut [u8]) {
+    for (bytes, word) in line.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+}

@@ -1,0 +1,56 @@
+//! The device: instructions, threads and working memory.
+
+use llama4rs_tensor::{Error, Result};
+
+use crate::kernels::attention::AttentionScratch;
+use crate::kernels::experts::ExpertScratch;
+use crate::kernels::matmul::PackedRows;
+use crate::parallel::{Spare, Threads};
+use crate::simd::Dispatch;
+use crate::InstructionSet;
+
+/// A CPU that runs models.
+pub struct Cpu {
+    pub(crate) set: InstructionSet,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) threads: Threads,
+    pub(crate) packed_rows: Spare<PackedRows>,
+    pub(crate) expert_scratch: Spare<ExpertScratch>,
+    pub(crate) attention_scratch: Spare<AttentionScratch>,
+}
+
+impl Cpu {
+    /// A CPU with the best instructions it has. `None` threads means as many as
+    /// the process may run at once.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        Self::with_instruction_set(threads.unwrap_or_else(available), InstructionSet::detect())
+    }
+
+    /// A CPU with given instructions, for tests and comparisons.
+    pub fn with_instruction_set(threads: usize, set: InstructionSet) -> Result<Self> {
+        let dispatch = Dispatch::new(set).ok_or_else(|| {
+            let available: Vec<_> =
+                InstructionSet::available().iter().map(ToString::to_string).collect();
+            Error::shape("instruction set", available.join(" or "), set)
+        })?;
+        Ok(Self {
+            set,
+            dispatch,
+            threads: Threads::new(threads)?,
+            packed_rows: Spare::default(),
+            expert_scratch: Spare::default(),
+            attention_scratch: Spare::default(),
+        })
+    }
+
+    /// The instructions in use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.set
+    }
+
+    /// The number of threads.
+    pub fn num_threads(&self) -> usize {
+        self.threads.count()
+    }
+}

@@ -1,0 +1,43 @@
+//! Which vector instructions to use.
+
+use std::fmt;
+
+use crate::simd::Dispatch;
+
+/// A set of vector instructions. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum InstructionSet {
+    /// Plain Rust: works everywhere, slow, the reference.
+    Scalar,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl InstructionSet {
+    /// All sets, slowest first.
+    const ALL: [InstructionSet; 3] =
+        [InstructionSet::Scalar, InstructionSet::Avx2, InstructionSet::Avx512];
+
+    /// The best set that this processor has.
+    pub fn detect() -> Self {
+        *Self::available().last().expect("plain Rust is always there")
+    }
+
+    /// The sets that this processor has, slowest first.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|&set| Dispatch::new(set).is_some()).collect()
+    }
+}
+
+impl fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            InstructionSet::Scalar => "scalar",
+            InstructionSet::Avx2 => "avx2",
+            InstructionSet::Avx512 => "avx512",
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! Two AVX2 registers per vector.
+
+use std::arch::x86_64::*;
+
+use super::{int4_shift, Kernel, Simd};
+
+/// The token of AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The token, where the processor and the system know AVX2 and FMA.
+    pub fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        found.then_some(Self(()))
+    }
+}
+
+/// Compiles `kernel` with AVX2 and FMA.
+///
+/// # Safety
+/// The processor has the features: whoever holds the token knows.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn enabled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// `f` of both halves.
+macro_rules! halves {
+    ($f:ident $(::<$c:expr>)?, $($argument:expr),+) => {
+        // SAFETY: the token of the method proves the features.
+        unsafe { ($f$(::<$c>)?($($argument.0),+), $f$(::<$c>)?($($argument.1),+)) }
+    };
+}
+
+impl Simd for Avx2 {
+    type F = (__m256, __m256);
+    type W = (__m256i, __m256i);
+    const TILE_ROWS: usize = 4;
+    const MANY_REGISTERS: bool = false;
+
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features.
+        unsafe { enabled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        // SAFETY: the token proves the features.
+        let half = unsafe { _mm256_set1_ps(value) };
+        (half, half)
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, value: Self::F, to: *mut f32) {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            _mm256_storeu_ps(to, value.0);
+            _mm256_storeu_ps(to.add(8), value.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> Self::F {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            let half = |at: *const u8| {
+                let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+            };
+            (half(from), half(from.add(16)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn line(self, from: *const u8) -> Self::W {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
+    }
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        halves!(_mm256_fmadd_ps, a, b, c)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        let bias = unsafe { _mm256_set1_epi32(127) };
+        let integers = halves!(_mm256_cvtps_epi32, n);
+        let biased = halves!(_mm256_add_epi32, integers, (bias, bias));
+        let bits = halves!(_mm256_slli_epi32::<23>, biased);
+        halves!(_mm256_castsi256_ps, bits)
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let a = _mm256_add_ps(a.0, a.1);
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let a = _mm256_max_ps(a.0, a.1);
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+
+    #[inline(always)]
+    fn f32_code(self, line: Self::W) -> Self::F {
+        halves!(_mm256_castsi256_ps, line)
+    }
+    #[inline(always)]
+    fn bf16_code<const J: usize>(self, line: Self::W) -> Self::F {
+        // SAFETY: the token proves the features.
+        let mask = unsafe { _mm256_set1_epi32(0xFFFF_0000_u32 as i32) };
+        let bits = match J {
+            0 => halves!(_mm256_slli_epi32::<16>, line),
+            _ => halves!(_mm256_and_si256, line, (mask, mask)),
+        };
+        halves!(_mm256_castsi256_ps, bits)
+    }
+    #[inline(always)]
+    fn int8_code<const J: usize>(self, line: Self::W) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { (place(line.0, 8 * J as i64, 255, 128), place(line.1, 8 * J as i64, 255, 128)) }
+    }
+    #[inline(always)]
+    fn int4_code<const J: usize>(self, line: Self::W) -> Self::F {
+        let shift = int4_shift(J) as i64;
+        // SAFETY: the token proves the features.
+        unsafe { (place(line.0, shift, 15, 8), place(line.1, shift, 15, 8)) }
+    }
+}
+
+/// The bits of `mask` of each word shifted right by `shift`, minus `zero`, as floats.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn place(words: __m256i, shift: i64, mask: i32, zero: i32) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let shifted = _mm256_srl_epi32(words, _mm_cvtsi64_si128(shift));
+        let code = _mm256_and_si256(shifted, _mm256_set1_epi32(mask));
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(zero)))
+    }
+}

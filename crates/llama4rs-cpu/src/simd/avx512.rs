@@ -1,0 +1,228 @@
+//! One AVX-512 register per vector.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd, LANES};
+
+/// The token of AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The token, where the processor and the system know AVX-512.
+    pub fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma");
+        found.then_some(Self(()))
+    }
+}
+
+/// Compiles `kernel` with AVX-512.
+///
+/// # Safety
+/// The processor has the features: whoever holds the token knows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn enabled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// One half of a butterfly: which 128-bit quarters or which lanes go together.
+macro_rules! fold_pair {
+    ($shuffle:ident, $low:literal, $high:literal, $a:expr, $b:expr) => {
+        _mm512_add_ps($shuffle::<$low>($a, $b), $shuffle::<$high>($a, $b))
+    };
+}
+
+/// Bits of the float `2^(23 - SHIFT) + code` whose code sits at bit `SHIFT`.
+const fn magic(shift: u32) -> i32 {
+    ((127 + 23 - shift) << 23) as i32
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type W = __m512i;
+    const TILE_ROWS: usize = 12;
+    const MANY_REGISTERS: bool = true;
+
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features.
+        unsafe { enabled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, value: Self::F, to: *mut f32) {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> Self::F {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn line(self, from: *const u8) -> Self::W {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let a = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    fn sum_each(self, a: [Self::F; LANES]) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe {
+            // Vectors 4 apart share a register from the third step on, so that
+            // the last step leaves sum `4 b + l` in lane `l` of quarter `b`.
+            let halves: [__m512; 8] = std::array::from_fn(|i| {
+                let (first, second) = (i % 4 + i / 4 * 8, i % 4 + i / 4 * 8 + 4);
+                fold_pair!(_mm512_shuffle_f32x4, 0x44, 0xEE, a[first], a[second])
+            });
+            let quarters: [__m512; 4] = std::array::from_fn(|i| {
+                fold_pair!(_mm512_shuffle_f32x4, 0x88, 0xDD, halves[i], halves[i + 4])
+            });
+            let low = fold_pair!(_mm512_shuffle_ps, 0x44, 0xEE, quarters[0], quarters[1]);
+            let high = fold_pair!(_mm512_shuffle_ps, 0x44, 0xEE, quarters[2], quarters[3]);
+            fold_pair!(_mm512_shuffle_ps, 0x88, 0xDD, low, high)
+        }
+    }
+
+    #[inline(always)]
+    fn f32_code(self, line: Self::W) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_castsi512_ps(line) }
+    }
+    #[inline(always)]
+    fn bf16_code<const J: usize>(self, line: Self::W) -> Self::F {
+        // SAFETY: the token proves the features.
+        unsafe {
+            _mm512_castsi512_ps(match J {
+                0 => _mm512_slli_epi32::<16>(line),
+                _ => _mm512_and_si512(line, _mm512_set1_epi32(0xFFFF_0000_u32 as i32)),
+            })
+        }
+    }
+    #[inline(always)]
+    fn int8_code<const J: usize>(self, line: Self::W) -> Self::F {
+        // Bytes 0 and 1 (of the word, or of its upper half) are put as they are
+        // into the mantissa of a power of two, which a subtraction removes.
+        // SAFETY: the token proves the features.
+        unsafe {
+            let half = if J < 2 { line } else { _mm512_srli_epi32::<16>(line) };
+            let shift = (J % 2 * 8) as u32;
+            place(half, 255, shift, 128)
+        }
+    }
+    #[inline(always)]
+    fn int4_code<const J: usize>(self, line: Self::W) -> Self::F {
+        // As int8: nibbles at bits 0, 4, 8 and 12 need no shift of their own.
+        // SAFETY: the token proves the features.
+        unsafe {
+            let upper = J % 4 >= 2;
+            let half = if upper { _mm512_srli_epi32::<16>(line) } else { line };
+            let shift = super::int4_shift(J) % 16;
+            place(half, 15, shift, 8)
+        }
+    }
+}
+
+/// The bits `mask << shift` of each word as a float, minus `zero`, exactly.
+///
+/// # Safety
+/// The processor has AVX-512 F; `mask << shift` is below `2^23`.
+#[inline(always)]
+unsafe fn place(words: __m512i, mask: i32, shift: u32, zero: i32) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let float = _mm512_ternarylogic_epi32::<0xF8>(
+            _mm512_set1_epi32(magic(shift)),
+            words,
+            _mm512_set1_epi32(mask << shift),
+        );
+        let offset = _mm512_set1_epi32(magic(shift) | zero << shift);
+        _mm512_sub_ps(_mm512_castsi512_ps(float), _mm512_castsi512_ps(offset))
+    }
+}

@@ -1,0 +1,122 @@
+//! 16 lanes in plain Rust: the meaning of the other sets, and the way on
+//! processors that have none of them.
+
+use super::{int4_shift, Kernel, Simd, LANES};
+
+/// The token of plain Rust, which every processor runs.
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+#[inline(always)]
+fn map(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn fold(a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = a;
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+    }
+    lanes[0]
+}
+
+impl Simd for Scalar {
+    type F = [f32; LANES];
+    type W = [u32; LANES];
+    const TILE_ROWS: usize = 4;
+    const MANY_REGISTERS: bool = false;
+
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::F {
+        [value; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, value: Self::F, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(value) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        halves.map(|half| f32::from_bits((u16::from_le(half) as u32) << 16))
+    }
+    #[inline(always)]
+    unsafe fn line(self, from: *const u8) -> Self::W {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u32; LANES]>().read_unaligned() }.map(u32::from_le)
+    }
+    #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        map(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        n.map(|n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        fold(a, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        fold(a, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn f32_code(self, line: Self::W) -> Self::F {
+        line.map(f32::from_bits)
+    }
+    #[inline(always)]
+    fn bf16_code<const J: usize>(self, line: Self::W) -> Self::F {
+        line.map(|word| f32::from_bits((word >> (16 * J)) << 16))
+    }
+    #[inline(always)]
+    fn int8_code<const J: usize>(self, line: Self::W) -> Self::F {
+        line.map(|word| (word >> (8 * J) & 255) as f32 - 128.0)
+    }
+    #[inline(always)]
+    fn int4_code<const J: usize>(self, line: Self::W) -> Self::F {
+        line.map(|word| (word >> int4_shift(J) & 15) as f32 - 8.0)
+    }
+}

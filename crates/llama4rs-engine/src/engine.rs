@@ -1,0 +1,348 @@
+//! The engine: one model, one lock, steps driven by whoever waits.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
+
+use llama4rs_kv_cache::KvCache;
+use llama4rs_model::{Llama4, Observer, Step, Workspace};
+use llama4rs_tensor::{Backend, KvDtype};
+
+use crate::request::{ExpertUsage, Mailbox};
+use crate::scheduler::{Limits, Scheduler};
+use crate::sequence::Sequence;
+use crate::{Error, Event, FinishReason, Request, RequestOptions, Result};
+
+/// How an engine runs its model.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Most tokens of one sequence.
+    pub max_context: usize,
+    /// Prompt tokens that one step may take.
+    pub step_tokens: usize,
+    /// Sequences that share a step.
+    pub max_sequences: usize,
+    /// Element type of keys and values.
+    pub kv_dtype: KvDtype,
+}
+
+/// A model and the requests that run on it; shared by reference between threads.
+pub struct Engine<B: Backend> {
+    backend: B,
+    model: Llama4<B>,
+    settings: Settings,
+    core: Mutex<Core<B>>,
+    /// Signalled after every step, for threads that wait while another one drives.
+    stepped: Condvar,
+    /// Pairs with `stepped`; guards nothing.
+    pause: Mutex<()>,
+    /// Submitted requests that no step has seen yet.
+    inbox: Mutex<Vec<(RequestOptions, Request)>>,
+}
+
+/// What a step changes.
+struct Core<B: Backend> {
+    scheduler: Scheduler,
+    cache: KvCache<B>,
+    workspace: Workspace<B>,
+    step: Step,
+}
+
+impl<B: Backend> Engine<B> {
+    /// An engine without requests.
+    pub fn new(backend: B, model: Llama4<B>, settings: Settings) -> Result<Self> {
+        let core = Core {
+            scheduler: Scheduler::default(),
+            cache: KvCache::new(&backend, model.kv_layout(settings.kv_dtype))?,
+            workspace: Workspace::new(&backend),
+            step: Step::default(),
+        };
+        Ok(Self {
+            backend,
+            model,
+            settings,
+            core: Mutex::new(core),
+            stepped: Condvar::new(),
+            pause: Mutex::new(()),
+            inbox: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Llama4<B> {
+        &self.model
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Queues a request, or says why it can never run.
+    pub fn submit(&self, options: RequestOptions) -> Result<Request> {
+        let config = self.model.config();
+        let refuse = |message| Err(Error::Request(message));
+        if options.prompt.is_empty() {
+            return refuse("the prompt is empty: give at least one token".to_owned());
+        }
+        let vocab = config.vocab_size;
+        if let Some(id) = options.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return refuse(format!(
+                "token id {id} is outside of the vocabulary of {vocab}: is this the model's own tokenizer?"
+            ));
+        }
+        let (len, limit) = (options.prompt.len(), self.settings.max_context);
+        if len > limit || (len == limit && options.max_tokens > 0) {
+            return refuse(format!(
+                "the prompt has {len} tokens and the context holds {limit}: shorten the prompt or open the model with a larger max_context"
+            ));
+        }
+        options.sampling.validate()?;
+        let mut mailbox = Mailbox::default();
+        mailbox.usage.prompt_tokens = len;
+        mailbox.expert_usage = ExpertUsage {
+            num_experts: config.num_experts,
+            counts: vec![0; config.num_experts * config.layers.len()],
+        };
+        let request = Request(Arc::new(Mutex::new(mailbox)));
+        self.inbox().push((options, request.clone()));
+        Ok(request)
+    }
+
+    /// The next event of `request`, computing steps for all requests until there
+    /// is one; `None` after the last. `interrupted` is asked between layers and
+    /// while another thread computes: `true` returns [`Error::Interrupted`], and
+    /// calling again goes on where it was.
+    pub fn next(
+        &self,
+        request: &Request,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Event>> {
+        loop {
+            {
+                let mut mailbox = request.mailbox();
+                if let Some(event) = mailbox.events.pop_front() {
+                    return Ok(Some(event));
+                }
+                if let Some(error) = &mailbox.error {
+                    return Err(error.clone());
+                }
+                if mailbox.is_closed() {
+                    return Ok(None);
+                }
+            }
+            match self.core.try_lock() {
+                Ok(mut core) => {
+                    let outcome = self.step(&mut core, interrupted);
+                    drop(core);
+                    self.stepped.notify_all();
+                    outcome?;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    if interrupted() {
+                        return Err(Error::Interrupted);
+                    }
+                    let guard = self.pause.lock().unwrap_or_else(|p| p.into_inner());
+                    // A missed signal costs one time-out, never a hang.
+                    drop(self.stepped.wait_timeout(guard, Duration::from_millis(5)));
+                }
+                Err(TryLockError::Poisoned(_)) => return Err(poisoned()),
+            }
+        }
+    }
+
+    /// Ends a request now and frees its pages; `reason` becomes its finish reason.
+    pub fn cancel(&self, request: &Request, reason: &str) {
+        {
+            let mut mailbox = request.mailbox();
+            if mailbox.is_closed() || mailbox.cancel.is_some() {
+                return;
+            }
+            mailbox.cancel = Some(reason.to_owned());
+        }
+        // If a step is being computed, its end reaps the request.
+        if let Ok(mut core) = self.core.try_lock() {
+            self.admit(&mut core);
+            reap_cancelled(&mut core);
+        }
+    }
+
+    /// Bytes of key/value pages in use; `None` while a step is being computed.
+    pub fn kv_bytes_in_use(&self) -> Option<usize> {
+        self.core.try_lock().ok().map(|core| core.cache.bytes_in_use())
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Vec<(RequestOptions, Request)>> {
+        self.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn admit(&self, core: &mut Core<B>) {
+        for (options, request) in self.inbox().drain(..) {
+            let kv = core.cache.sequence();
+            let sequence = Sequence::new(options, request, kv, self.settings.max_context);
+            core.scheduler.waiting.push_back(sequence);
+        }
+    }
+
+    /// One step for all requests.
+    fn step(&self, core: &mut Core<B>, interrupted: &mut dyn FnMut() -> bool) -> Result<()> {
+        self.admit(core);
+        reap_cancelled(core);
+        let limits = Limits {
+            step_tokens: self.settings.step_tokens,
+            max_sequences: self.settings.max_sequences,
+        };
+        let wanted = core.scheduler.plan(limits);
+        let parts = self.build(core, &wanted);
+        if parts.is_empty() {
+            remove_closed(core);
+            return Ok(());
+        }
+        let Core { scheduler, cache, workspace, step } = &mut *core;
+        let running = &mut scheduler.running;
+        let mut watch = Watch { parts: &parts, running, interrupted };
+        let outcome = self.model.forward(&self.backend, step, cache, workspace, &mut watch);
+        let logits = outcome.map_err(Error::from).and_then(|()| match step.logit_rows.is_empty() {
+            true => Ok(Vec::new()),
+            false => Ok(self.backend.to_host(workspace.logits())?),
+        });
+        match logits {
+            Ok(logits) => self.distribute(core, &parts, &logits),
+            Err(error) => {
+                for part in &parts {
+                    core.cache.rollback(&mut core.scheduler.running[part.sequence].kv);
+                }
+                if matches!(error, Error::Interrupted) {
+                    return Err(error);
+                }
+                for part in &parts {
+                    core.scheduler.running[part.sequence].fail(error.clone());
+                }
+            }
+        }
+        remove_closed(core);
+        reap_cancelled(core);
+        Ok(())
+    }
+
+    /// Writes the step's rows: tokens, positions, pages. A sequence that gets no
+    /// pages fails alone.
+    fn build(&self, core: &mut Core<B>, wanted: &[usize]) -> Vec<Part> {
+        let Core { scheduler, cache, step, .. } = core;
+        step.clear();
+        let mut parts = Vec::new();
+        for (index, (sequence, &count)) in scheduler.running.iter_mut().zip(wanted).enumerate() {
+            if count == 0 {
+                continue;
+            }
+            let row = step.ids.len();
+            if let Err(error) =
+                cache.extend(&self.backend, &mut sequence.kv, count, row, &mut step.kv)
+            {
+                sequence.fail(error.into());
+                continue;
+            }
+            sequence.start();
+            let start = sequence.kv.len();
+            step.ids.extend(&sequence.pending()[..count]);
+            step.positions.extend(start..start + count);
+            let logits = sequence.logit_rows(count);
+            let first_logit = step.logit_rows.len();
+            step.logit_rows.extend(logits.clone().map(|i| (row + i) as u32));
+            parts.push(Part {
+                sequence: index,
+                rows: row..row + count,
+                logits: first_logit..first_logit + logits.len(),
+            });
+        }
+        parts
+    }
+
+    fn distribute(&self, core: &mut Core<B>, parts: &[Part], logits: &[f32]) {
+        let vocab = self.model.config().vocab_size;
+        for part in parts {
+            let sequence = &mut core.scheduler.running[part.sequence];
+            core.cache.commit(&mut sequence.kv, part.rows.len());
+            let rows = &logits[part.logits.start * vocab..part.logits.end * vocab];
+            if let Err(error) = sequence.advance(rows, vocab) {
+                sequence.fail(error);
+            }
+        }
+    }
+}
+
+/// One sequence's share of a step.
+struct Part {
+    /// Index in `running`.
+    sequence: usize,
+    /// Rows of the step.
+    rows: Range<usize>,
+    /// Rows of the logits.
+    logits: Range<usize>,
+}
+
+/// Counts experts per request and passes interruptions on.
+struct Watch<'a> {
+    parts: &'a [Part],
+    running: &'a [Sequence],
+    interrupted: &'a mut dyn FnMut() -> bool,
+}
+
+impl Observer for Watch<'_> {
+    fn before_layer(&mut self, _layer: usize) -> ControlFlow<()> {
+        match (self.interrupted)() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    fn routed(&mut self, layer: usize, experts: &[u32]) {
+        let rows = self.parts.last().map_or(1, |part| part.rows.end);
+        let top_k = experts.len() / rows;
+        for part in self.parts {
+            let experts = &experts[part.rows.start * top_k..part.rows.end * top_k];
+            self.running[part.sequence].count_experts(layer, experts);
+        }
+    }
+}
+
+/// Ends the sequences whose owners cancelled them.
+fn reap_cancelled<B: Backend>(core: &mut Core<B>) {
+    let Scheduler { waiting, running } = &mut core.scheduler;
+    let mut any = false;
+    for sequence in waiting.iter_mut().chain(running) {
+        if let Some(reason) = sequence.cancelled() {
+            sequence.finish(FinishReason::Cancelled(reason), None);
+            any = true;
+        }
+    }
+    if any {
+        remove_closed(core);
+    }
+}
+
+/// Removes sequences that have ended and frees their pages.
+fn remove_closed<B: Backend>(core: &mut Core<B>) {
+    let Scheduler { waiting, running } = &mut core.scheduler;
+    let closed = |sequence: &Sequence| sequence.request.mailbox().is_closed();
+    let mut index = 0;
+    while index < running.len() {
+        if closed(&running[index]) {
+            core.cache.release(running.remove(index).kv);
+        } else {
+            index += 1;
+        }
+    }
+    waiting.retain(|sequence| !closed(sequence));
+}
+
+fn poisoned() -> Error {
+    Error::Compute(
+        "an earlier step failed in a way that is a bug of llama4rs; open the model again".to_owned(),
+    )
+}

@@ -1,0 +1,159 @@
+//! A request while it runs.
+
+use std::time::Instant;
+
+use llama4rs_kv_cache::SequenceKv;
+
+use crate::request::{Event, ExpertUsage, Request};
+use crate::{Choice, Error, FinishReason, RequestOptions, Result, Sampler};
+
+/// Tokens so far, and what is left to compute.
+pub(crate) struct Sequence {
+    pub request: Request,
+    pub kv: SequenceKv,
+    /// The prompt, then every generated token.
+    tokens: Vec<u32>,
+    prompt_len: usize,
+    max_len: usize,
+    stop_token_ids: Vec<u32>,
+    keep_logits: bool,
+    sampler: Sampler,
+    submitted: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl Sequence {
+    pub fn new(
+        options: RequestOptions,
+        request: Request,
+        kv: SequenceKv,
+        max_context: usize,
+    ) -> Self {
+        let prompt_len = options.prompt.len();
+        Self {
+            request,
+            kv,
+            sampler: Sampler::new(options.sampling, &options.prompt),
+            tokens: options.prompt,
+            prompt_len,
+            max_len: prompt_len.saturating_add(options.max_tokens).min(max_context),
+            stop_token_ids: options.stop_token_ids,
+            keep_logits: options.keep_logits,
+            submitted: Instant::now(),
+            started: None,
+            first_token: None,
+        }
+    }
+
+    /// Tokens that are not in the cache yet, in order.
+    pub fn pending(&self) -> &[u32] {
+        &self.tokens[self.kv.len()..]
+    }
+
+    /// Whether the next step yields a new token with one row.
+    pub fn is_decoding(&self) -> bool {
+        self.tokens.len() > self.prompt_len
+    }
+
+    /// Which of the next `count` rows must give logits.
+    pub fn logit_rows(&self, count: usize) -> std::ops::Range<usize> {
+        let completes = count == self.pending().len();
+        match (self.keep_logits, completes && self.max_len > self.prompt_len) {
+            (true, _) => 0..count,
+            (false, true) => count - 1..count,
+            (false, false) => 0..0,
+        }
+    }
+
+    /// The first step of the sequence begins.
+    pub fn start(&mut self) {
+        let now = Instant::now();
+        let started = *self.started.get_or_insert(now);
+        self.request.mailbox().timings.queue = started - self.submitted;
+    }
+
+    /// Takes a step's results: `logits` are those of [`logit_rows`](Self::logit_rows).
+    /// The keys and values are committed already. Returns whether it has ended.
+    pub fn advance(&mut self, logits: &[f32], vocab: usize) -> Result<bool> {
+        if self.keep_logits {
+            let mut mailbox = self.request.mailbox();
+            let wanted = logits.len();
+            mailbox.logits.try_reserve(wanted).map_err(|_| {
+                Error::OutOfMemory(format!("no memory for {wanted} more logits"))
+            })?;
+            mailbox.logits.extend_from_slice(logits);
+        }
+        let now = Instant::now();
+        let prefilled = self.kv.len().min(self.prompt_len);
+        if self.kv.len() < self.tokens.len() {
+            self.post(Event { prefilled, choice: None, finish: None });
+            return Ok(false);
+        }
+        if self.max_len <= self.prompt_len {
+            self.note_times(now);
+            self.finish(FinishReason::Length, None);
+            return Ok(true);
+        }
+        let choice = self.sampler.sample(&logits[logits.len() - vocab..])?;
+        self.tokens.push(choice.token);
+        self.note_times(now);
+        self.request.mailbox().usage.completion_tokens += 1;
+        let finish = if self.stop_token_ids.contains(&choice.token) {
+            Some(FinishReason::Stop)
+        } else if self.tokens.len() >= self.max_len {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        match finish {
+            Some(reason) => {
+                self.finish(reason, Some(choice));
+                Ok(true)
+            }
+            None => {
+                self.post(Event { prefilled, choice: Some(choice), finish: None });
+                Ok(false)
+            }
+        }
+    }
+
+    fn note_times(&mut self, now: Instant) {
+        let started = self.started.unwrap_or(now);
+        let first = *self.first_token.get_or_insert(now);
+        let mut mailbox = self.request.mailbox();
+        mailbox.timings.prefill = first - started;
+        mailbox.timings.decode = now - first;
+    }
+
+    /// Closes the request with its last event.
+    pub fn finish(&mut self, reason: FinishReason, choice: Option<Choice>) {
+        let prefilled = self.kv.len().min(self.prompt_len);
+        let mut mailbox = self.request.mailbox();
+        mailbox.events.push_back(Event { prefilled, choice, finish: Some(reason.clone()) });
+        mailbox.finish = Some(reason);
+    }
+
+    /// Closes the request with an error.
+    pub fn fail(&mut self, error: Error) {
+        self.request.mailbox().error = Some(error);
+    }
+
+    /// What the caller said when it cancelled.
+    pub fn cancelled(&self) -> Option<String> {
+        self.request.mailbox().cancel.clone()
+    }
+
+    /// Counts this sequence's rows of one layer, `experts` being `[rows * top_k]`.
+    pub fn count_experts(&self, layer: usize, experts: &[u32]) {
+        let mut mailbox = self.request.mailbox();
+        let ExpertUsage { num_experts, counts } = &mut mailbox.expert_usage;
+        for &expert in experts {
+            counts[layer * *num_experts + expert as usize] += 1;
+        }
+    }
+
+    fn post(&self, event: Event) {
+        self.request.mailbox().events.push_back(event);
+    }
+}

@@ -1,0 +1,81 @@
+//! Self-attention, with and without position.
+
+use llama4rs_kv_cache::{KvCache, KvStep, LayerKv};
+use llama4rs_tensor::{Backend, Result};
+
+use crate::workspace::AttentionBuffers;
+
+/// What a layer does to queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    /// Rotated by the position within the chunk. Keys of other chunks are never
+    /// seen, so this equals rotation by the absolute position, and stays exact
+    /// at any length.
+    RotaryInChunk,
+    /// Rotated by the absolute position (a rotary layer that sees everything).
+    RotaryAbsolute,
+    /// No rotation; queries are scaled by the attention temperature.
+    None,
+}
+
+/// Per-step device data that all layers share.
+pub(crate) struct PositionTerms<B: Backend> {
+    /// `[rows, head_dim]`: cos, sin per pair, position within the chunk.
+    pub in_chunk: Option<B::Tensor>,
+    /// `[rows, head_dim]`, absolute position.
+    pub absolute: Option<B::Tensor>,
+    /// `[rows, 1]`: the temperature of each row's query.
+    pub query_scales: Option<B::Tensor>,
+}
+
+pub(crate) struct Attention<B: Backend> {
+    pub q_proj: B::Matrix,
+    pub k_proj: B::Matrix,
+    pub v_proj: B::Matrix,
+    pub o_proj: B::Matrix,
+    pub head_dim: usize,
+    pub position: Position,
+    /// `Some(eps)`: queries and keys of rotary layers are normalised per head.
+    pub qk_norm: Option<f32>,
+    pub kv: LayerKv,
+}
+
+impl<B: Backend> Attention<B> {
+    /// `out = o_proj(softmax(q kᵀ / sqrt(d)) v)`; stores this step's keys and values first.
+    pub fn forward(
+        &self,
+        backend: &B,
+        h: &B::Tensor,
+        terms: &PositionTerms<B>,
+        step: &KvStep,
+        cache: &mut KvCache<B>,
+        buffers: &mut AttentionBuffers<B>,
+        out: &mut B::Tensor,
+    ) -> Result<()> {
+        let AttentionBuffers { q, k, v, heads } = buffers;
+        backend.matmul(h, &[&self.q_proj, &self.k_proj, &self.v_proj], &mut [q, k, v])?;
+
+        let rotations = match self.position {
+            Position::RotaryInChunk => terms.in_chunk.as_ref(),
+            Position::RotaryAbsolute => terms.absolute.as_ref(),
+            Position::None => None,
+        };
+        if let Some(rotations) = rotations {
+            backend.rope(q, rotations, self.head_dim)?;
+            backend.rope(k, rotations, self.head_dim)?;
+            if let Some(eps) = self.qk_norm {
+                backend.head_norm(q, self.head_dim, eps)?;
+                backend.head_norm(k, self.head_dim, eps)?;
+            }
+        } else if let Some(scales) = &terms.query_scales {
+            backend.scale_rows(q, scales)?;
+        }
+
+        let LayerKv { pool, index } = self.kv;
+        let scale = (self.head_dim as f32).sqrt().recip();
+        let step = step.pool(pool);
+        backend.write_kv(cache.storage_mut(pool), index, &step.slots, k, v)?;
+        backend.attend(cache.storage(pool), index, q, &step.spans, scale, heads)?;
+        backend.matmul(heads, &[&self.o_proj], &mut [out])
+    }
+}

@@ -1,0 +1,291 @@
+//! `Engine`: one opened model.
+
+use std::sync::Arc;
+
+use llama4rs_checkpoint::{OpenOptions, TensorReport};
+use llama4rs_cpu::Cpu;
+use llama4rs_engine::{RequestOptions, SamplingOptions, Settings};
+use llama4rs_model::Llama4;
+use llama4rs_tensor::{Backend, KvDtype, WeightFormat};
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::checkpoint::{parse_format, parse_rules};
+use crate::device::CpuEngine;
+use crate::errors;
+use crate::guard::detached;
+use crate::progress;
+use crate::request::Request;
+
+/// Prompt tokens per step: enough to fill the matrix kernels, short enough to interrupt.
+const STEP_TOKENS: usize = 512;
+/// Sequences that share a step.
+const MAX_SEQUENCES: usize = 256;
+
+/// One opened model and the requests that run on it.
+#[pyclass(frozen, module = "llama4rs._llama4rs")]
+pub(crate) struct Engine {
+    engine: Arc<CpuEngine>,
+    config_json: String,
+    weights: WeightFormat,
+    tensors: Vec<TensorReport>,
+    warnings: Vec<String>,
+}
+
+/// Everything that opening brings.
+struct Opened {
+    engine: CpuEngine,
+    config_json: String,
+    weights: WeightFormat,
+    tensors: Vec<TensorReport>,
+    warnings: Vec<String>,
+}
+
+/// What the caller wants, checked.
+struct Wanted<'a> {
+    path: &'a str,
+    open: OpenOptions,
+    max_context: Option<usize>,
+    step_tokens: usize,
+    kv_dtype: Option<KvDtype>,
+}
+
+fn open(
+    wanted: &Wanted<'_>,
+    progress: &dyn llama4rs_checkpoint::Progress,
+) -> Result<Opened, llama4rs_model::Error> {
+    let backend = Cpu::new(wanted.open.threads)?;
+    let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
+    let model = Llama4::load(&backend, &*source)?;
+    let weights = source.weights();
+    let exact = if weights == WeightFormat::F32 { KvDtype::F32 } else { KvDtype::Bf16 };
+    let settings = Settings {
+        max_context: wanted.max_context.unwrap_or(model.config().max_position_embeddings),
+        step_tokens: wanted.step_tokens,
+        max_sequences: MAX_SEQUENCES,
+        kv_dtype: wanted.kv_dtype.unwrap_or(exact),
+    };
+    Ok(Opened {
+        config_json: source.config().raw.to_string(),
+        weights,
+        tensors: source.report(),
+        warnings: source.warnings().to_vec(),
+        engine: CpuEngine::new(backend, model, settings).map_err(|error| match error {
+            llama4rs_engine::Error::OutOfMemory(_) => {
+                llama4rs_tensor::Error::OutOfMemory { what: "the key/value cache", bytes: 0 }
+            }
+            other => llama4rs_tensor::Error::shape("open", "a key/value cache", other),
+        })?,
+    })
+}
+
+fn parse_kv_dtype(name: Option<&str>) -> PyResult<Option<KvDtype>> {
+    match name {
+        None | Some("auto") => Ok(None),
+        Some("f32") => Ok(Some(KvDtype::F32)),
+        Some("bf16") => Ok(Some(KvDtype::Bf16)),
+        Some(other) => Err(PyValueError::new_err(format!(
+            "kv_cache must be \"auto\", \"bf16\" or \"f32\", got {other:?}"
+        ))),
+    }
+}
+
+fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
+    match value {
+        Some(0) => Err(PyValueError::new_err(format!("{name} must be at least 1, got 0"))),
+        _ => Ok(()),
+    }
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (path, *, weights = None, policy = Vec::new(), threads = None, max_context = None, kv_cache = None, step_tokens = None, progress = None))]
+    fn new(
+        py: Python<'_>,
+        path: &str,
+        weights: Option<&str>,
+        policy: Vec<(String, String)>,
+        threads: Option<usize>,
+        max_context: Option<usize>,
+        kv_cache: Option<&str>,
+        step_tokens: Option<usize>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        positive("threads", threads)?;
+        positive("max_context", max_context)?;
+        positive("step_tokens", step_tokens)?;
+        let wanted = Wanted {
+            path,
+            open: OpenOptions {
+                weights: weights.map(parse_format).transpose()?,
+                rules: parse_rules(policy)?,
+                threads,
+            },
+            max_context,
+            step_tokens: step_tokens.unwrap_or(STEP_TOKENS),
+            kv_dtype: parse_kv_dtype(kv_cache)?,
+        };
+        let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
+            .map_err(|error| errors::model(py, error))?;
+        let Opened { engine, config_json, weights, tensors, warnings } = opened;
+        Ok(Self { engine: Arc::new(engine), config_json, weights, tensors, warnings })
+    }
+
+    #[getter]
+    fn config_json(&self) -> &str {
+        &self.config_json
+    }
+
+    #[getter]
+    fn weights(&self) -> String {
+        self.weights.to_string()
+    }
+
+    #[getter]
+    fn max_context(&self) -> usize {
+        self.engine.settings().max_context
+    }
+
+    #[getter]
+    fn device(&self) -> String {
+        self.engine.backend().description()
+    }
+
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    /// Sizes of the model and where its bytes go.
+    fn summary<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let model = self.engine.model();
+        let config = model.config();
+        let dict = PyDict::new(py);
+        let numbers = |tensor: &TensorReport| tensor.shape.iter().product::<usize>() as f64;
+        let routed = |tensor: &&TensorReport| tensor.name.contains(".experts.");
+        let total: f64 = self.tensors.iter().map(numbers).sum();
+        let experts: f64 = self.tensors.iter().filter(routed).map(numbers).sum();
+        let share = config.experts_per_token as f64 / config.num_experts.max(1) as f64;
+        dict.set_item("parameters", total as u64)?;
+        dict.set_item("active_parameters", (total - experts + experts * share) as u64)?;
+        dict.set_item("weight_bytes", self.tensors.iter().map(|t| t.bytes).sum::<u64>())?;
+        dict.set_item("tensors", groups(py, &self.tensors)?)?;
+        let kv_dtype = self.engine.settings().kv_dtype;
+        let per_layer = 2 * config.num_kv_heads * config.head_dim * kv_dtype.bytes();
+        dict.set_item("kv_cache", if kv_dtype == KvDtype::F32 { "f32" } else { "bf16" })?;
+        dict.set_item("kv_bytes_per_token", per_layer * config.layers.len())?;
+        let global =
+            config.layers.iter().filter(|l| l.attention == llama4rs_checkpoint::AttentionKind::Full);
+        dict.set_item("kv_bytes_per_token_beyond_chunk", per_layer * global.count())?;
+        Ok(dict)
+    }
+
+    /// Queues a prompt.
+    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = Vec::new(), seed = 0, logprobs = None))]
+    fn submit(
+        &self,
+        py: Python<'_>,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+        temperature: f32,
+        top_p: f32,
+        top_k: usize,
+        min_p: f32,
+        repetition_penalty: f32,
+        stop_token_ids: Vec<u32>,
+        seed: u64,
+        logprobs: Option<usize>,
+    ) -> PyResult<Request> {
+        let sampling = SamplingOptions {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            seed,
+            logprobs,
+        };
+        let options =
+            RequestOptions { prompt, max_tokens, stop_token_ids, sampling, keep_logits: false };
+        self.submit_options(py, options)
+    }
+
+    /// Logits `[tokens, vocab]` of a fresh sequence, all positions.
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        token_ids: Vec<u32>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let tokens = token_ids.len();
+        let options = RequestOptions {
+            prompt: token_ids,
+            max_tokens: 0,
+            stop_token_ids: Vec::new(),
+            sampling: SamplingOptions::default(),
+            keep_logits: true,
+        };
+        let request = self.submit_options(py, options)?;
+        while request.next(py)?.is_some() {}
+        let logits = request.request.take_logits();
+        let vocab = self.engine.model().config().vocab_size;
+        PyArray1::from_vec(py, logits).reshape([tokens, vocab])
+    }
+}
+
+impl Engine {
+    fn submit_options(&self, py: Python<'_>, options: RequestOptions) -> PyResult<Request> {
+        let request = detached(py, || self.engine.submit(options))?
+            .map_err(|error| errors::engine(py, error))?;
+        Ok(Request { engine: self.engine.clone(), request })
+    }
+}
+
+/// Tensors of the same role and format, over all layers.
+fn groups<'py>(py: Python<'py>, tensors: &[TensorReport]) -> PyResult<Bound<'py, PyList>> {
+    struct Group {
+        name: String,
+        format: Option<WeightFormat>,
+        tensors: usize,
+        bytes: u64,
+        squared_error: Option<f64>,
+        numbers: f64,
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    for tensor in tensors {
+        let role = |part: &str| if part.parse::<usize>().is_ok() { "*".into() } else { part.to_owned() };
+        let name = tensor.name.split('.').map(role).collect::<Vec<_>>().join(".");
+        let numbers = tensor.shape.iter().product::<usize>() as f64;
+        let squared = tensor.relative_error.map(|error| error * error * numbers);
+        match groups.iter_mut().find(|g| g.name == name && g.format == tensor.format) {
+            Some(group) => {
+                group.tensors += 1;
+                group.bytes += tensor.bytes;
+                group.numbers += numbers;
+                group.squared_error = group.squared_error.zip(squared).map(|(a, b)| a + b);
+            }
+            None => groups.push(Group {
+                name,
+                format: tensor.format,
+                tensors: 1,
+                bytes: tensor.bytes,
+                squared_error: squared,
+                numbers,
+            }),
+        }
+    }
+    let list = PyList::empty(py);
+    for group in groups {
+        let dict = PyDict::new(py);
+        dict.set_item("group", group.name)?;
+        dict.set_item("format", group.format.map_or("f32".to_owned(), |f| f.to_string()))?;
+        dict.set_item("tensors", group.tensors)?;
+        dict.set_item("bytes", group.bytes)?;
+        let error = group.squared_error.map(|squared| (squared / group.numbers.max(1.0)).sqrt());
+        dict.set_item("relative_error", error)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}

@@ -1,0 +1,590 @@
+"""`Llama4`: an opened model and everything that can be asked of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from .config import Config
+from .errors import CheckpointError, RequestError, TokenizerError
+from .generation import Generation
+from .hub import resolve_model
+from .packing import Policy, policy_pairs
+from .progress import Progress, progress_bar
+from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_prompt
+from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
+from .streaming import AsyncTextStream, TextStream
+from .summary import summary_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from .chat import ChatTemplate
+    from .outputs import Output
+    from .sampling import SamplingOptions
+    from .tokenizer import Tokenizer
+
+__all__ = ["Llama4"]
+
+_DEVICES = ("auto", "cpu")
+
+
+class Llama4:
+    """A Llama 4 model, ready to generate.
+
+    Args:
+        model: A directory (published checkpoint, or one made by `llama4rs.pack`), an id on the
+            Hugging Face hub, or None for cria, the tiny demo model that comes with the package.
+        weights: Format of the decoder's weights: ``"int4"``, ``"int8"``, ``"bf16"``... A published
+            checkpoint is converted while it is read (`llama4rs.pack` does that once and for all).
+            None keeps what is in the directory.
+        policy: Other formats for some tensors, ``{"*.shared_expert.*": "int8"}``. The first
+            pattern that matches a name decides.
+        device: ``"auto"`` or ``"cpu"``.
+        threads: Threads to compute with; None for one per physical core.
+        max_context: Most tokens of one sequence, prompt and output; None for the model's own
+            limit, or what memory allows when that is less.
+        kv_cache: Format of keys and values, None for the default.
+        step_tokens: Most tokens that one step computes, for all requests together; None for the
+            default. Smaller steps let new requests in sooner.
+        seed: Seed of requests that name none. The same seed gives the same text. None takes a new
+            one for every request.
+        tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the
+            model's own.
+        chat_template: A chat template or a Jinja file, to use in place of the model's own.
+        revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
+        progress: True shows a bar while the model is read; or a function that is called as
+            ``progress(what, done, total)``.
+
+    A model may be used from several threads at once; all requests share the computing steps. A
+    checkpoint without tokenizer files works with token ids: texts are then ``""``, and asking for
+    a text prompt is a `TokenizerError`.
+
+    Raises:
+        CheckpointNotFoundError: There is no such model.
+        CheckpointError: The model is damaged, or is no Llama 4.
+        OutOfMemoryError: The weights do not fit into memory.
+        RequestError: An option is out of range.
+
+    Example:
+        >>> import llama4rs
+        >>> llm = llama4rs.Llama4()
+        >>> output = llm.generate("Once upon a time", max_tokens=8, temperature=0)
+        >>> len(output.token_ids), output.finish_reason
+        (8, 'length')
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        weights: str | None = None,
+        policy: Policy = (),
+        device: str = "auto",
+        threads: int | None = None,
+        max_context: int | None = None,
+        kv_cache: str | None = None,
+        step_tokens: int | None = None,
+        seed: int | None = 0,
+        tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+        chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+        progress: Progress | bool = False,
+    ) -> None:
+        _check_device(device)
+        self.path: Path = resolve_model(
+            model, revision=revision, token=token, local_files_only=local_files_only
+        )
+        """The model's directory."""
+        self.defaults: SamplingParams = replace(_generation_defaults(self.path), seed=seed)
+        """Options of requests that do not set them: those of the checkpoint's
+        ``generation_config.json``, else temperature 0.6 and top_p 0.9."""
+        self._tokenizer = _open_tokenizer(self.path, tokenizer)
+        self._chat_template = _open_chat_template(chat_template)
+
+        from ._llama4rs import Engine
+
+        with progress_bar(progress) as report:
+            self._engine = Engine(
+                str(self.path),
+                weights=weights,
+                policy=policy_pairs(policy),
+                threads=threads,
+                max_context=max_context,
+                kv_cache=kv_cache,
+                step_tokens=step_tokens,
+                progress=report,
+            )
+        self.config: Config = Config(json.loads(self._engine.config_json))
+        """The model's configuration."""
+
+    # ------------------------------------------------------------------------------ generating
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Output: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Batch,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Output]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Batch,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Output | list[Output]:
+        """Completes a prompt, or a list of prompts.
+
+        Args:
+            prompt: A string is a raw prompt: it starts with one BOS token, which is added unless
+                the text has it. A list of integers is a prompt of token ids, taken as it is. A
+                list of messages is a conversation, put into the chat format. A list of such
+                prompts is a batch; its requests run side by side, each with the same options and
+                the same seed as if it were alone.
+            params: All options as one object; None for `defaults`.
+            tools: Functions on offer in a conversation, as JSON descriptions.
+            parse_special: Read names of special tokens in a raw prompt, such as ``<|eot|>``, as
+                those tokens. Messages never are, whatever they hold.
+            skip_special: Leave special tokens out of the text.
+            progress: Show a progress bar on standard error.
+            options: Changes to `params`: every field of `SamplingParams` by its name, and familiar
+                names of other libraries such as ``max_new_tokens`` or ``do_sample``. None leaves
+                an option as it is.
+
+        Returns:
+            An `Output`; for a batch, a list of them in the order of the prompts.
+
+        Raises:
+            RequestError: An option is out of range, or a prompt is empty or too long.
+            TokenizerError: A text for a model that has no tokenizer.
+            ChatTemplateError: A malformed conversation.
+            TypeError: An unknown option; the message suggests the right one.
+            KeyboardInterrupt: Ctrl-C stops within one computing step and cancels the requests.
+
+        Example:
+            >>> import llama4rs
+            >>> llm = llama4rs.Llama4()
+            >>> one, two = llm.generate(["Once upon a time", "One day"], max_tokens=6)
+            >>> one.text == llm.generate("Once upon a time", max_tokens=6).text
+            True
+        """
+        prompt = plain_prompt(prompt)
+        params = self._params(params, options)
+        encoding = {"tools": tools, "parse_special": parse_special}
+        if not is_batch(prompt):
+            prompts: list[Any] = [prompt]
+        else:
+            prompts = [plain_prompt(item) for item in prompt]
+        encoded = [self._encode(item, **encoding) for item in prompts]
+        generations: list[Generation] = []
+        try:
+            for token_ids in encoded:
+                generations.append(self._submit(token_ids, params, skip_special))
+            with progress_bar(progress) as report:
+                _drain(generations, report)
+        except BaseException:
+            for generation in generations:
+                generation.cancel()
+            raise
+        outputs = [
+            self._with_message(item, generation.output(), tools)
+            for item, generation in zip(prompts, generations, strict=True)
+        ]
+        return outputs if is_batch(prompt) else outputs[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> TextStream:
+        """Completes one prompt and hands out the text while it is written.
+
+        Takes the arguments of `generate`. The request is queued at once and computed while the
+        stream is read.
+
+        Returns:
+            An iterator over pieces of text, whose `TextStream.output` is the result.
+
+        Raises:
+            As `generate`.
+
+        Example:
+            >>> import llama4rs
+            >>> stream = llama4rs.Llama4().stream("Once upon a time", max_tokens=6)
+            >>> text = "".join(piece for piece in stream)
+            >>> stream.output.usage.completion_tokens
+            6
+        """
+        prompt = plain_prompt(prompt)
+        if not prompt:
+            raise RequestError("the prompt is empty")
+        if is_batch(prompt):
+            raise RequestError("a stream takes one prompt; open one stream for each")
+        token_ids = self._encode(prompt, tools=tools, parse_special=parse_special)
+        generation = self._submit(token_ids, self._params(params, options), skip_special)
+        return TextStream(generation, lambda output: self._with_message(prompt, output, tools))
+
+    def astream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncTextStream:
+        """As `stream`, for ``async for``. Cancelling the task cancels the request.
+
+        Example:
+            >>> import asyncio, llama4rs
+            >>> async def story() -> str:
+            ...     pieces = llama4rs.Llama4().astream("Once upon a time", max_tokens=6)
+            ...     return "".join([piece async for piece in pieces])
+            >>> text = asyncio.run(story())
+        """
+        return AsyncTextStream(
+            self.stream(
+                prompt,
+                params,
+                tools=tools,
+                parse_special=parse_special,
+                skip_special=skip_special,
+                **options,
+            )
+        )
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Output:
+        """The answer to a conversation, or to one message of a user given as a string.
+
+        Args:
+            messages: ``[{"role": "user", "content": "Hello"}, ...]``; roles are system, user,
+                assistant and tool. A string is a user's message.
+            params: As in `generate`.
+            tools: Functions on offer, as JSON descriptions. Calls in the answer are then found in
+                ``output.message["tool_calls"]``.
+            options: As in `generate`.
+
+        Returns:
+            An `Output` whose `message` is the answer, to be appended to the conversation.
+
+        Raises:
+            As `generate`.
+
+        Example:
+            >>> import llama4rs
+            >>> llm = llama4rs.Llama4()
+            >>> messages = [{"role": "user", "content": "Tell me a story."}]
+            >>> messages.append(llm.chat(messages, max_tokens=8).message)
+            >>> messages[-1]["role"]
+            'assistant'
+        """
+        return self.generate(_conversation(messages), params, tools=tools, **options)
+
+    def chat_stream(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> TextStream:
+        """As `chat`, handing out the text while it is written; see `stream`.
+
+        Example:
+            >>> import llama4rs
+            >>> stream = llama4rs.Llama4().chat_stream("Tell me a story.", max_tokens=8)
+            >>> text = "".join(stream)
+            >>> stream.output.message["content"] == text
+            True
+        """
+        return self.stream(_conversation(messages), params, tools=tools, **options)
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """What the model expects after each token, for evaluation and tests.
+
+        Args:
+            token_ids: A fresh sequence, taken as it is (no BOS is added), 1 to `max_context` ids.
+
+        Returns:
+            Logits, ``float32 [tokens, vocab]``. Row ``i`` is about the token after
+            ``token_ids[i]``.
+
+        Raises:
+            RequestError: No ids, too many, or one outside of the vocabulary.
+
+        Example:
+            >>> import llama4rs
+            >>> llm = llama4rs.Llama4()
+            >>> ids = llm.tokenizer.encode("Once upon a time", bos=True)
+            >>> llm.logits(ids).shape == (len(ids), llm.config.vocab_size)
+            True
+        """
+        ids = plain_prompt(token_ids)
+        if isinstance(ids, str):
+            raise RequestError("logits takes token ids; encode text with llm.tokenizer.encode")
+        try:
+            return self._engine.logits(ids)
+        except RequestError:
+            raise
+        except (ValueError, OverflowError) as error:
+            raise RequestError(str(error)) from error
+
+    # ----------------------------------------------------------------------------------- facts
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            TokenizerError: The model has none.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"the model in {self.path} has no tokenizer\n"
+                "hint: put tokenizer.json or tokenizer.model into that directory, pass "
+                "tokenizer=, or use token ids"
+            )
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether texts may be used; otherwise only token ids."""
+        return self._tokenizer is not None
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The format of conversations: the checkpoint's own, else the built-in one.
+
+        Raises:
+            ChatTemplateError: The checkpoint's template has a syntax error.
+            TokenizerError: The model has no tokenizer.
+        """
+        if self._chat_template is None:
+            from .chat import ChatTemplate
+
+            self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer)
+        return self._chat_template
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens that one sequence may have, prompt and output together."""
+        return self._engine.max_context
+
+    @property
+    def device(self) -> str:
+        """What computes, in words."""
+        return self._engine.device
+
+    def summary(self) -> str:
+        """A table of the model's size: parameters, formats, bytes and context, to print.
+
+        Example:
+            >>> import llama4rs
+            >>> print(llama4rs.Llama4().summary())  # doctest: +ELLIPSIS
+            parameters ...
+        """
+        return summary_text(
+            self._engine.summary(),
+            max_context=self.max_context,
+            weights=self._engine.weights,
+            device=self.device,
+        )
+
+    def __repr__(self) -> str:
+        return f"Llama4({str(self.path)!r}, weights={self._engine.weights!r}, {self.device})"
+
+    # -------------------------------------------------------------------------------- internals
+
+    def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
+        return (self.defaults if params is None else params).with_options(**options)
+
+    def _encode(
+        self,
+        prompt: Any,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        parse_special: bool,
+    ) -> Sequence[int]:
+        if is_conversation(prompt):
+            from .chat import image_parts
+
+            token_ids = self.chat_template.encode(self.tokenizer, prompt, tools)
+            if image_parts(prompt):
+                raise RequestError("this version of llama4rs cannot read images yet")
+            return token_ids
+        if tools is not None:
+            raise TypeError("tools are for conversations; give a list of messages, or use chat()")
+        if isinstance(prompt, str):
+            tokenizer = self.tokenizer
+            bos = tokenizer.bos_id is not None
+            return tokenizer.encode(prompt, bos=bos, parse_special=parse_special)
+        return [token_id.__index__() for token_id in prompt]
+
+    def _submit(
+        self, token_ids: Sequence[int], params: SamplingParams, skip_special: bool
+    ) -> Generation:
+        room = self.max_context - len(token_ids)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(token_ids)} tokens and the context holds {self.max_context}, "
+                "output included\nhint: shorten it, or open the model with a larger max_context"
+            )
+        return Generation(
+            self._engine,
+            self._tokenizer,
+            token_ids,
+            params,
+            max_tokens=min(params.max_tokens or DEFAULT_MAX_TOKENS, room),
+            stop_token_ids=self._stop_token_ids(params),
+            skip_special=skip_special,
+        )
+
+    def _stop_token_ids(self, params: SamplingParams) -> list[int]:
+        own: set[int] = set()
+        if not params.ignore_eos:
+            configured = self.config.get("eos_token_id")
+            own.update((configured,) if isinstance(configured, int) else configured or ())
+            own.update(self._tokenizer.eos_ids if self._tokenizer else ())
+        return sorted(own.union(params.stop_token_ids))
+
+    def _with_message(
+        self, prompt: Any, output: Output, tools: Sequence[Mapping[str, Any]] | None
+    ) -> Output:
+        """`output` with the answer's `message` if `prompt` is a conversation."""
+        if not is_conversation(prompt):
+            return output
+        from .tool_calls import parse_tool_calls
+
+        content = output.text
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if tools:
+            content, calls = parse_tool_calls(output.text, tool_names=_tool_names(tools))
+            if calls:
+                message["content"] = content
+                message["tool_calls"] = [
+                    call.to_openai(f"call_{index}") for index, call in enumerate(calls)
+                ]
+        return replace(output, message=message)
+
+
+def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
+    """Runs all requests side by side to their ends."""
+    running = list(generations)
+    while running:
+        for generation in running:
+            generation.advance()
+        running = [generation for generation in running if not generation.done]
+        if report is not None:
+            num_tokens = sum(len(generation.token_ids) for generation in generations)
+            report(f"prompts ({num_tokens} tokens)", len(generations) - len(running), 0)
+
+
+def _conversation(messages: str | Sequence[Message]) -> Sequence[Message]:
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    messages = plain_prompt(messages)
+    if not is_conversation(messages):
+        raise RequestError(
+            "chat takes a string or a list of messages such as "
+            "{'role': 'user', 'content': 'Hello'}; use generate for other prompts"
+        )
+    return messages
+
+
+def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """Names of the functions on offer; None when a description has no name to be found."""
+    names = [tool.get("function", tool).get("name") for tool in tools]
+    return None if None in names else names
+
+
+def _check_device(device: str) -> None:
+    if device in _DEVICES:
+        return
+    accepted = " or ".join(repr(name) for name in _DEVICES)
+    if device.split(":")[0] in ("cuda", "gpu"):
+        raise RequestError(
+            f"device={device!r}: this version of llama4rs has no CUDA backend yet\n"
+            f"hint: use {accepted}"
+        )
+    raise RequestError(f"device must be {accepted}, got {device!r}")
+
+
+def _generation_defaults(folder: Path) -> SamplingParams:
+    path = folder / "generation_config.json"
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))
+        return SamplingParams.from_generation_config(values)
+    except FileNotFoundError:
+        return SamplingParams()
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def _open_tokenizer(
+    folder: Path, given: Tokenizer | str | os.PathLike[str] | None
+) -> Tokenizer | None:
+    from .tokenizer import Tokenizer
+
+    if given is None:
+        names = ("tokenizer.json", "tokenizer.model")
+        has_one = any((folder / name).is_file() for name in names)
+        return Tokenizer.from_dir(folder) if has_one else None
+    if isinstance(given, (str, os.PathLike)):
+        path = Path(given)
+        return Tokenizer.from_dir(path) if path.is_dir() else Tokenizer.from_file(path)
+    return given
+
+
+def _open_chat_template(
+    given: ChatTemplate | str | os.PathLike[str] | None,
+) -> ChatTemplate | None:
+    if isinstance(given, (str, os.PathLike)):
+        from .chat import ChatTemplate
+
+        return ChatTemplate.from_file(given)
+    return given

@@ -1,0 +1,180 @@
+"""Batches of every task, drawn fresh from seeds, and a process that draws them ahead."""
+
+import multiprocessing
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cria import passkey, shapes, smalltalk, stories
+from cria.chat import Sample, conversation, raw_text
+from cria.images import image_tokens, split_into_tiles
+from cria.tokenizer import load_tokenizer
+
+TASKS = ("passkey", "picture", "tiles", "story")
+TOKENS_PER_BATCH = 4096
+SYSTEM_PROMPT = "You are cria."
+
+
+@dataclass
+class Batch:
+    """Padded arrays of one task."""
+
+    task: str
+    ids: np.ndarray
+    weights: np.ndarray
+    lengths: np.ndarray
+    tiles: np.ndarray | None
+    labels: np.ndarray | None
+
+
+def add_picture(sample_tiles: list, sample_labels: list, scene: shapes.Scene) -> str:
+    """Append the tiles of a scene and return its token sequence."""
+    tiles, canvas = split_into_tiles(scene.image)
+    labels = np.full((len(tiles), 9, 2), -1, dtype=np.int64)
+    labels[-1] = scene.cell_labels()
+    sample_tiles.extend(tiles)
+    sample_labels.extend(labels)
+    return image_tokens(canvas)
+
+
+def picture_sample(
+    rng: np.random.Generator,
+    tokenizer: Tokenizer,
+    pictures: int,
+    multi_tile: float,
+    kinds: tuple[str, ...],
+    system: bool = True,
+) -> Sample:
+    """Draw a conversation about one or two pictures with one turn for each kind of question.
+
+    With `system` a few conversations have a system prompt.
+    """
+    tiles: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    scenes = [shapes.draw_scene(rng, multi_tile) for _ in range(pictures)]
+    prefix = "".join(add_picture(tiles, labels, scene) for scene in scenes)
+    turns = []
+    for kind in kinds:
+        index = rng.integers(pictures)
+        which = ("first", "second")[index] if pictures == 2 else ""
+        question, answer = shapes.ask(rng, scenes[index], kind, which)
+        turns.append((prefix + question, answer))
+        prefix = ""
+    sample = conversation(tokenizer, turns, _system(rng) if system else None)
+    sample.tiles, sample.labels = tiles, labels
+    return sample
+
+
+def _system(rng: np.random.Generator) -> str | None:
+    """Draw a system prompt now and then."""
+    return SYSTEM_PROMPT if rng.random() < 0.05 else None
+
+
+def _question_kinds(rng: np.random.Generator, turns: int) -> tuple[str, ...]:
+    """Draw different kinds of question, a description among them now and then."""
+    kinds = [str(k) for k in rng.permutation(shapes.QUESTION_KINDS)[:turns]]
+    if rng.random() < 0.35:
+        kinds[rng.integers(turns)] = "describe"
+    return tuple(kinds)
+
+
+def passkey_sample(
+    rng: np.random.Generator, tokenizer: Tokenizer, tokens: int, depth: float | None = None
+) -> Sample:
+    """Draw a recall prompt; the whole prompt, chat marks included, has at most `tokens` tokens."""
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    question, answer = passkey.hide(rng, tokens - 11, count, depth)
+    return conversation(tokenizer, [(question, answer)])
+
+
+def story_sample(rng: np.random.Generator, tokenizer: Tokenizer) -> Sample:
+    """Draw a raw story, a requested story or small talk."""
+    kind = rng.random()
+    if kind < 0.45:
+        return raw_text(tokenizer, stories.tell(rng))
+    if kind < 0.9:
+        return conversation(tokenizer, [smalltalk.story_request(rng)], _system(rng))
+    turns = [smalltalk.exchange(rng) for _ in range(rng.integers(1, 4))]
+    return conversation(tokenizer, turns, _system(rng))
+
+
+def collate(task: str, samples: list[Sample], pad: int) -> Batch:
+    """Pad samples on the right."""
+    lengths = np.array([len(s.ids) for s in samples])
+    ids = np.full((len(samples), lengths.max()), pad, dtype=np.int64)
+    weights = np.zeros(ids.shape, dtype=np.float32)
+    for row, sample in enumerate(samples):
+        ids[row, : lengths[row]] = sample.ids
+        weights[row, : lengths[row]] = sample.weights
+    tiles = [t for s in samples for t in s.tiles]
+    labels = [t for s in samples for t in s.labels]
+    return Batch(
+        task,
+        ids,
+        weights,
+        lengths,
+        np.stack(tiles) if tiles else None,
+        np.stack(labels) if labels else None,
+    )
+
+
+def draw_batch(
+    rng: np.random.Generator, tokenizer: Tokenizer, task: str, longest_passkey: int
+) -> Batch:
+    """Draw a batch of a task."""
+    pad = tokenizer.token_to_id("<|finetune_right_pad|>")
+    if task == "passkey":
+        tokens = int(np.exp(rng.uniform(np.log(52), np.log(max(longest_passkey, 64)))))
+        count = max(2, TOKENS_PER_BATCH // tokens)
+        samples = [passkey_sample(rng, tokenizer, tokens) for _ in range(count)]
+    elif task == "story":
+        samples = [story_sample(rng, tokenizer) for _ in range(32)]
+    elif task == "picture":
+        pictures = 2 if rng.random() < 0.3 else 1
+        samples = [
+            picture_sample(rng, tokenizer, pictures, 0.0, _question_kinds(rng, 3))
+            for _ in range(44)
+        ]
+    else:
+        pictures = 2 if rng.random() < 0.2 else 1
+        samples = [
+            picture_sample(rng, tokenizer, pictures, 0.9, _question_kinds(rng, 3))
+            for _ in range(32 // pictures)
+        ]
+    return collate(task, samples, pad)
+
+
+def _produce(queue, tokenizer_path: str, seed: int, start: int, mixture, longest) -> None:
+    """Fill the queue for ever; batch i depends on the seed, i and the passkey length only."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    index = start
+    while True:
+        rng = np.random.default_rng((seed, index))
+        task = str(rng.choice(TASKS, p=mixture))
+        queue.put(draw_batch(rng, tokenizer, task, longest.value))
+        index += 1
+
+
+class BatchStream:
+    """Batches drawn ahead in another process; `longest` holds the longest passkey prompt."""
+
+    def __init__(self, tokenizer_path: str, seed: int, start: int, mixture, longest: int):
+        context = multiprocessing.get_context("spawn")
+        self._queue = context.Queue(maxsize=12)
+        self.longest = context.Value("i", longest)
+        arguments = (self._queue, tokenizer_path, seed, start, mixture, self.longest)
+        self._process = context.Process(target=_produce, args=arguments, daemon=True)
+        self._process.start()
+
+    def next(self) -> Batch:
+        """Take the next batch."""
+        return self._queue.get()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
