@@ -43,7 +43,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .errors import ChatTemplateError
 from .tokenizer import Tokenizer
@@ -474,14 +474,14 @@ def _environment() -> jinja2.Environment:
     class Generation(ext.Extension):
         """``{% generation %}…{% endgeneration %}``, a mark for training; here only its body."""
 
-        tags: ClassVar[set[str]] = {"generation"}
-
         def parse(self, parser: Any) -> list[nodes.Node]:
             next(parser.stream)
             body: list[nodes.Node] = parser.parse_statements(
                 ("name:endgeneration",), drop_needle=True
             )
             return body
+
+    Generation.tags = {"generation"}
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)

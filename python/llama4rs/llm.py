@@ -253,9 +253,7 @@ class Llama4:
             6
         """
         prompt = plain_prompt(prompt)
-        if not prompt:
-            raise RequestError("the prompt is empty")
-        if is_batch(prompt):
+        if prompt and is_batch(prompt):
             raise RequestError("a stream takes one prompt; open one stream for each")
         token_ids = self._encode(prompt, tools=tools, parse_special=parse_special)
         generation = self._submit(token_ids, self._params(params, options), skip_special)
@@ -450,6 +448,8 @@ class Llama4:
         tools: Sequence[Mapping[str, Any]] | None,
         parse_special: bool,
     ) -> Sequence[int]:
+        if is_batch(prompt):
+            raise RequestError("a batch in a batch" if prompt else "a prompt is empty")
         if is_conversation(prompt):
             from .chat import image_parts
 
@@ -520,8 +520,7 @@ def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
             generation.advance()
         running = [generation for generation in running if not generation.done]
         if report is not None:
-            num_tokens = sum(len(generation.token_ids) for generation in generations)
-            report(f"prompts ({num_tokens} tokens)", len(generations) - len(running), 0)
+            report("prompts", len(generations) - len(running), len(generations))
 
 
 def _conversation(messages: str | Sequence[Message]) -> Sequence[Message]:
@@ -538,8 +537,9 @@ def _conversation(messages: str | Sequence[Message]) -> Sequence[Message]:
 
 def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
     """Names of the functions on offer; None when a description has no name to be found."""
-    names = [tool.get("function", tool).get("name") for tool in tools]
-    return None if None in names else names
+    functions = [tool.get("function", tool) for tool in tools]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    return names if len(names) == len(tools) and None not in names else None
 
 
 def _check_device(device: str) -> None:

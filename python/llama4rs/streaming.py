@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
@@ -107,6 +106,8 @@ class AsyncTextStream(AsyncIterator[str]):
         self._stream = stream
 
     async def __anext__(self) -> str:
+        import asyncio  # a fifth of the time that `import llama4rs` would take
+
         loop = asyncio.get_running_loop()
         try:
             # An exception of type StopIteration cannot cross a future: end with None.
@@ -125,6 +126,8 @@ class AsyncTextStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """As `TextStream.close`."""
+        import asyncio
+
         await asyncio.get_running_loop().run_in_executor(None, self._stream.close)
 
     async def __aenter__(self) -> Self:

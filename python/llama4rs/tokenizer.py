@@ -92,7 +92,7 @@ def _byte_alphabet() -> list[str]:
 
 
 _ALPHABET = _byte_alphabet()
-_TO_ALPHABET = {byte: char for byte, char in enumerate(_ALPHABET)}
+_TO_ALPHABET = dict(enumerate(_ALPHABET))
 # The inverse, as code points. A low code point that is not in the alphabet becomes one that latin-1
 # refuses, so that `_token_bytes` notices.
 _FROM_ALPHABET = dict.fromkeys(range(256), 65535) | {
@@ -276,7 +276,7 @@ class Tokenizer:
     def _encode_once(self, text: str) -> list[int]:
         try:
             encoding = self._backend.encode(text, add_special_tokens=False)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # lone surrogates
             repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             encoding = self._backend.encode(repaired, add_special_tokens=False)
         return list(encoding.ids)

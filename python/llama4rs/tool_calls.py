@@ -128,7 +128,7 @@ _SHORT_ESCAPES = {
 _MAX_DEPTH = 64
 
 
-class _NoCall(Exception):
+class _NoCallError(Exception):
     """What stands here is not a call."""
 
 
@@ -147,7 +147,7 @@ def _take_tags(text: str, allowed: frozenset[str] | None) -> tuple[str, list[Too
         parser = _Parser(text, match.start(), allowed)
         try:
             call = parser.tag(closed=True)
-        except _NoCall:
+        except _NoCallError:
             continue
         kept.append(text[done : match.start()])
         calls.append(call)
@@ -156,7 +156,7 @@ def _take_tags(text: str, allowed: frozenset[str] | None) -> tuple[str, list[Too
 
 
 class _Parser:
-    """Reads calls from a position of a text; raises `_NoCall` where there is none.
+    """Reads calls from a position of a text; raises `_NoCallError` where there is none.
 
     It reads Python literals and JSON alike. Nesting is bounded, so hostile text costs neither the
     stack nor quadratic time.
@@ -185,7 +185,9 @@ class _Parser:
                     found.append(self.json_call())
                 else:
                     found.append(self.named_call(suffix=".call"))
-            except _NoCall:
+            except _NoCallError:
+                if self.depth > _MAX_DEPTH:
+                    end = self.at  # nor is there a call inside
                 break
             self.skip(_BETWEEN)
             end = self.at
@@ -202,13 +204,13 @@ class _Parser:
             found.append(self.json_call() if self.peek("{") else self.named_call())
             self.skip(_SPACE)
             if not self.take(",") and not self.peek("]"):
-                raise _NoCall
+                raise _NoCallError
 
     def named_call(self, suffix: str = "") -> ToolCall:
         """``name(key=value, …)``; with ``suffix`` the name must end in it."""
         match = _CALL_NAME.match(self.text, self.at)
         if not match or not match.group().endswith(suffix):
-            raise _NoCall
+            raise _NoCallError
         name = match.group()
         self.at = match.end()
         self.skip(_SPACE)
@@ -221,12 +223,12 @@ class _Parser:
                 break
             keyword = _KEYWORD.match(self.text, self.at)
             if not keyword or keyword.group(1) in arguments:
-                raise _NoCall
+                raise _NoCallError
             self.at = keyword.end()
             arguments[keyword.group(1)] = self.value()
             self.skip(_SPACE)
             if not self.take(",") and not self.peek(")"):
-                raise _NoCall
+                raise _NoCallError
         # `brave_search.call(…)` calls the tool `brave_search`.
         short = name[: -len(".call")] if name.endswith(".call") else name
         known_long = self.allowed is not None and name in self.allowed
@@ -237,7 +239,7 @@ class _Parser:
         self.json_escapes = True
         value = self.value()
         if not isinstance(value, dict):
-            raise _NoCall
+            raise _NoCallError
         typed = value.get("type") == "function"
         function = value.get("function")
         if isinstance(function, dict):
@@ -246,7 +248,7 @@ class _Parser:
             value = {**value, "name": function}
         key = next((k for k in ("parameters", "arguments") if k in value), None)
         if key is None and not typed:
-            raise _NoCall
+            raise _NoCallError
         arguments = value.get(key) if key else None
         if isinstance(arguments, str):
             inner = _Parser(arguments, 0, None)
@@ -259,24 +261,25 @@ class _Parser:
         tag."""
         match = _TAG_NAME.match(self.text, self.at)
         if not match:
-            raise _NoCall
+            raise _NoCallError
         self.at = match.end()
         self.json_escapes = True
-        arguments = self.value() if self.peek("{") else {}
+        has_arguments = self.peek("{")
+        arguments = self.value() if has_arguments else {}
         end = _TAG_END.match(self.text, self.at)
         if end:
             self.at = end.end()
         else:
             self.skip(_BETWEEN)
-            if closed or self.at < len(self.text):
-                raise _NoCall
+            if closed or not has_arguments or self.at < len(self.text):
+                raise _NoCallError
         return self.made(match.group(1), arguments)
 
     def made(self, name: Any, arguments: Any) -> ToolCall:
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            raise _NoCall
+            raise _NoCallError
         if self.allowed is not None and name not in self.allowed:
-            raise _NoCall
+            raise _NoCallError
         return ToolCall(name, arguments)
 
     # Literals.
@@ -286,19 +289,19 @@ class _Parser:
         value = self.value()
         self.skip(_SPACE)
         if self.at != len(self.text):
-            raise _NoCall
+            raise _NoCallError
         return value
 
     def value(self) -> Any:
         if match := _STRING.match(self.text, self.at):
             return self.string(match)
         if self.at >= len(self.text):
-            raise _NoCall
+            raise _NoCallError
         opening = self.text[self.at]
         if opening in "[({":
             self.depth += 1
             if self.depth > _MAX_DEPTH:
-                raise _NoCall
+                raise _NoCallError
             self.at += 1
             value = self.mapping() if opening == "{" else self.sequence(opening)
             self.depth -= 1
@@ -309,7 +312,7 @@ class _Parser:
         if (match := _WORD.match(self.text, self.at)) and match.group() in _WORDS:
             self.at = match.end()
             return _WORDS[match.group()]
-        raise _NoCall
+        raise _NoCallError
 
     def sequence(self, opening: str) -> Any:
         """The rest of a list or tuple; a tuple becomes a list, `(x)` is `x`."""
@@ -325,7 +328,7 @@ class _Parser:
             self.skip(_SPACE)
             comma = self.take(",")
             if not comma and not self.peek(closing):
-                raise _NoCall
+                raise _NoCallError
 
     def mapping(self) -> dict[str, Any]:
         """The rest of a dict; keys must be strings."""
@@ -336,14 +339,14 @@ class _Parser:
                 return items
             key = self.value()
             if not isinstance(key, str):
-                raise _NoCall
+                raise _NoCallError
             self.skip(_SPACE)
             self.expect(":")
             self.skip(_SPACE)
             items[key] = self.value()
             self.skip(_SPACE)
             if not self.take(",") and not self.peek("}"):
-                raise _NoCall
+                raise _NoCallError
 
     def string(self, match: re.Match[str]) -> str:
         """A string; in Python, neighbours are joined: ``"a" "b"``."""
@@ -378,7 +381,7 @@ class _Parser:
 
     def expect(self, literal: str) -> None:
         if not self.take(literal):
-            raise _NoCall
+            raise _NoCallError
 
     def skip(self, pattern: re.Pattern[str]) -> None:
         if match := pattern.match(self.text, self.at):
@@ -391,9 +394,9 @@ def _number(text: str) -> int | float:
             return int(text, 16)
         value = float(text) if any(c in text for c in ".eE") else int(text)
     except ValueError:
-        raise _NoCall from None
+        raise _NoCallError from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise _NoCall
+        raise _NoCallError
     return value
 
 

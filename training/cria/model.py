@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cria.config import TextSizes, VisionSizes
 
+SHORT_SPAN = 256
+
 
 def rope_angles(positions: Tensor, dim: int, theta: float) -> Tensor:
     """Return angles [positions, dim / 2] for interleaved pairs."""
@@ -24,6 +26,19 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Attention in float32; short spans take plain products, which are quicker on a processor."""
+    q, k, v = q.float(), k.float(), v.float()
+    with torch.autocast("cpu", enabled=False):
+        if q.shape[-2] > SHORT_SPAN:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if causal:
+            span = q.shape[-2]
+            scores = scores + torch.full((span, span), -1e9).triu(1)
+        return scores.softmax(-1) @ v
 
 
 class RmsNorm(nn.Module):
@@ -77,7 +92,7 @@ class Attention(nn.Module):
             q = q * (1.0 + sizes.attn_scale * torch.log1p(steps))[:, None].to(q.dtype)
         group = sizes.heads // sizes.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = attend(q, k, v, causal=True)
         mixed = mixed.transpose(1, 2).reshape(batch, -1, sizes.heads * sizes.head_dim)
         return self.o_proj(mixed[:, :length])
 
@@ -129,15 +144,16 @@ class MixtureOfExperts(nn.Module):
         `real` marks the tokens that count for balance (no padding).
         """
         flat = x.flatten(0, 1)
-        logits = self.router(flat)
+        with torch.autocast("cpu", enabled=False):
+            logits = self.router(flat.float())
         chosen = logits.argmax(-1)
-        score = torch.sigmoid(logits.float().gather(-1, chosen[:, None])).to(flat.dtype)
+        score = torch.sigmoid(logits.gather(-1, chosen[:, None])).to(flat.dtype)
         order = chosen.argsort()
         counts = torch.bincount(chosen, minlength=logits.shape[-1]).tolist()
         routed = self.experts((flat * score)[order], counts)
         shared = self.shared_expert(flat)
         out = shared.index_add(0, order, routed.to(shared.dtype))
-        probability = logits.float().softmax(-1)[real].mean(0)
+        probability = logits.softmax(-1)[real].mean(0)
         used = torch.bincount(chosen[real], minlength=logits.shape[-1])
         balance = logits.shape[-1] * (probability * (used / used.sum())).sum()
         return out.view_as(x), balance, used
@@ -195,7 +211,7 @@ class VisionAttention(nn.Module):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v, causal=False)
         return self.o_proj(mixed.transpose(1, 2).flatten(-2))
 
 

@@ -101,7 +101,9 @@ pub enum Error {
         problem: String,
     },
     /// A tensor's element type is not one that weights come in.
-    #[error("{path}: tensor {tensor:?} has element type {found}; expected one of F32, F16, BF16{hint}")]
+    #[error(
+        "{path}: tensor {tensor:?} has element type {found}; expected one of F32, F16, BF16{hint}"
+    )]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -135,7 +137,9 @@ pub enum Error {
         first: String,
     },
     /// A weight that is not a number.
-    #[error("{path}: tensor {tensor:?} holds NaN or infinity at row {row}; the checkpoint is damaged")]
+    #[error(
+        "{path}: tensor {tensor:?} holds NaN or infinity at row {row}; the checkpoint is damaged"
+    )]
     NotFinite {
         /// The file.
         path: PathBuf,

@@ -1,7 +1,7 @@
 //! Info.
-use std::path::Path;
-use llama4rs_tensor::WeightFormat;
 use crate::{Config, Result, TensorReport};
+use llama4rs_tensor::WeightFormat;
+use std::path::Path;
 
 /// What the headers of a checkpoint tell.
 #[derive(Clone, Debug)]

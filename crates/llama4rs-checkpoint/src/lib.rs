@@ -3,13 +3,23 @@
 mod config;
 mod error;
 mod files;
-mod policy;
-mod progress;
-mod weight_source;
+mod info;
+mod manifest;
 mod open;
 mod pack;
+mod packed_model;
+mod packing;
+mod policy;
+mod progress;
+mod published;
+mod published_names;
+mod quantize;
+mod safetensors_file;
+mod shards;
+mod source_matrix;
+mod tensor_specs;
 mod verify;
-mod info;
+mod weight_source;
 
 pub use config::{
     AttentionKind, Config, FeedForwardKind, LayerConfig, RopeScaling, TemperatureTuning,
@@ -21,5 +31,6 @@ pub use open::{open, OpenOptions};
 pub use pack::{pack, PackOptions, PackReport};
 pub use policy::FormatRule;
 pub use progress::{Progress, Silent};
+pub use tensor_specs::{tensor_specs, Role, TensorShape, TensorSpec};
 pub use verify::{verify, VerifyReport};
 pub use weight_source::{TensorReport, WeightSource};

@@ -1,7 +1,7 @@
 //! Packing.
-use std::path::Path;
-use llama4rs_tensor::WeightFormat;
 use crate::{FormatRule, Progress, Result, TensorReport};
+use llama4rs_tensor::WeightFormat;
+use std::path::Path;
 
 /// How to pack.
 #[derive(Clone, Debug)]

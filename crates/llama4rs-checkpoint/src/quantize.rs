@@ -79,8 +79,7 @@ fn pack_panel_avx2(format: WeightFormat, lanes: &[Lanes], panel: &mut [u8]) -> P
 
 #[inline(always)]
 fn pack_panel_with(format: WeightFormat, lanes: &[Lanes], panel: &mut [u8]) -> PanelStats {
-    let mut stats =
-        PanelStats { not_finite: first_not_finite(lanes), ..PanelStats::default() };
+    let mut stats = PanelStats { not_finite: first_not_finite(lanes), ..PanelStats::default() };
     let Some(group) = format.group() else {
         match format {
             WeightFormat::F32 => pack_f32(lanes, panel, &mut stats),

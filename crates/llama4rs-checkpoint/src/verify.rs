@@ -1,6 +1,6 @@
 //! Verify.
-use std::path::Path;
 use crate::{Progress, Result};
+use std::path::Path;
 
 /// What a verification read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -343,6 +343,7 @@ fn remove_closed<B: Backend>(core: &mut Core<B>) {
 
 fn poisoned() -> Error {
     Error::Compute(
-        "an earlier step failed in a way that is a bug of llama4rs; open the model again".to_owned(),
+        "an earlier step failed in a way that is a bug of llama4rs; open the model again"
+            .to_owned(),
     )
 }

@@ -150,8 +150,7 @@ fn draw(candidates: &mut Vec<(f32, u32)>, options: &SamplingOptions, uniform: f6
         candidates.truncate(options.top_k);
     }
     let peak = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
-    let weight =
-        |logit: f32| (((logit - peak) as f64) / options.temperature as f64).exp();
+    let weight = |logit: f32| (((logit - peak) as f64) / options.temperature as f64).exp();
 
     if options.top_p < 1.0 {
         keep_nucleus(candidates, options.top_p as f64, weight);
@@ -175,11 +174,7 @@ fn draw(candidates: &mut Vec<(f32, u32)>, options: &SamplingOptions, uniform: f6
 
 /// Keeps the best candidates, best first, up to the one at which the mass before
 /// it exceeds `top_p`. Sorts only as many as it needs.
-fn keep_nucleus(
-    candidates: &mut Vec<(f32, u32)>,
-    top_p: f64,
-    weight: impl Fn(f32) -> f64,
-) {
+fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, top_p: f64, weight: impl Fn(f32) -> f64) {
     candidates.sort_unstable_by_key(|c| c.1);
     let goal = top_p * candidates.iter().map(|c| weight(c.0)).sum::<f64>();
     let mut sorted = 0;
@@ -286,12 +281,8 @@ mod tests {
 
     #[test]
     fn log_probabilities_are_the_models_own() {
-        let options = SamplingOptions {
-            temperature: 2.0,
-            top_k: 1,
-            logprobs: Some(2),
-            ..Default::default()
-        };
+        let options =
+            SamplingOptions { temperature: 2.0, top_k: 1, logprobs: Some(2), ..Default::default() };
         let choice = Sampler::new(options, &[]).sample(&[0.0, 1.0, 3.0]).unwrap();
         let log_sum = (1.0f64 + 1f64.exp() + 3f64.exp()).ln();
         assert!((choice.logprob.unwrap() as f64 - (3.0 - log_sum)).abs() < 1e-6);

@@ -79,9 +79,10 @@ impl Sequence {
         if self.keep_logits {
             let mut mailbox = self.request.mailbox();
             let wanted = logits.len();
-            mailbox.logits.try_reserve(wanted).map_err(|_| {
-                Error::OutOfMemory(format!("no memory for {wanted} more logits"))
-            })?;
+            mailbox
+                .logits
+                .try_reserve(wanted)
+                .map_err(|_| Error::OutOfMemory(format!("no memory for {wanted} more logits")))?;
             mailbox.logits.extend_from_slice(logits);
         }
         let now = Instant::now();

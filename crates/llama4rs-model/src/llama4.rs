@@ -78,8 +78,7 @@ impl<B: Backend> Llama4<B> {
             Some(chunk) if uses(Position::RotaryInChunk) => Some(rotations(&|p| p % chunk)?),
             _ => None,
         };
-        let absolute =
-            if uses(Position::RotaryAbsolute) { Some(rotations(&|p| p)?) } else { None };
+        let absolute = if uses(Position::RotaryAbsolute) { Some(rotations(&|p| p)?) } else { None };
         let query_scales = match &self.config.temperature_tuning {
             Some(tuning) if uses(Position::None) => {
                 let scales: Vec<f32> = positions.iter().map(|&p| query_scale(tuning, p)).collect();

@@ -47,11 +47,7 @@ impl<B: Backend> Workspace<B> {
             h: empty(),
             delta: empty(),
             attention: AttentionBuffers { q: empty(), k: empty(), v: empty(), heads: empty() },
-            feed_forward: FeedForwardBuffers {
-                gate: empty(),
-                up: empty(),
-                router_logits: empty(),
-            },
+            feed_forward: FeedForwardBuffers { gate: empty(), up: empty(), router_logits: empty() },
             selected: empty(),
             logits: empty(),
         }

@@ -46,8 +46,8 @@ pub(crate) fn tensor_list<'py>(
 /// Reads a model directory's headers only.
 #[pyfunction]
 pub(crate) fn open_info<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
-    let info = detached(py, || checkpoint::info(path))?
-        .map_err(|error| errors::checkpoint(py, error))?;
+    let info =
+        detached(py, || checkpoint::info(path))?.map_err(|error| errors::checkpoint(py, error))?;
     let dict = PyDict::new(py);
     dict.set_item("kind", if info.weights.is_some() { "packed" } else { "published" })?;
     let json = py.import("json")?;

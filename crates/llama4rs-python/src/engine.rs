@@ -177,8 +177,10 @@ impl Engine {
         let per_layer = 2 * config.num_kv_heads * config.head_dim * kv_dtype.bytes();
         dict.set_item("kv_cache", if kv_dtype == KvDtype::F32 { "f32" } else { "bf16" })?;
         dict.set_item("kv_bytes_per_token", per_layer * config.layers.len())?;
-        let global =
-            config.layers.iter().filter(|l| l.attention == llama4rs_checkpoint::AttentionKind::Full);
+        let global = config
+            .layers
+            .iter()
+            .filter(|l| l.attention == llama4rs_checkpoint::AttentionKind::Full);
         dict.set_item("kv_bytes_per_token_beyond_chunk", per_layer * global.count())?;
         Ok(dict)
     }
@@ -255,7 +257,8 @@ fn groups<'py>(py: Python<'py>, tensors: &[TensorReport]) -> PyResult<Bound<'py,
     }
     let mut groups: Vec<Group> = Vec::new();
     for tensor in tensors {
-        let role = |part: &str| if part.parse::<usize>().is_ok() { "*".into() } else { part.to_owned() };
+        let role =
+            |part: &str| if part.parse::<usize>().is_ok() { "*".into() } else { part.to_owned() };
         let name = tensor.name.split('.').map(role).collect::<Vec<_>>().join(".");
         let numbers = tensor.shape.iter().product::<usize>() as f64;
         let squared = tensor.relative_error.map(|error| error * error * numbers);

@@ -23,8 +23,7 @@ impl Request {
     /// The next event, computing steps (for all requests of the engine) until there is one.
     pub(crate) fn next(&self, py: Python<'_>) -> PyResult<Option<Event>> {
         let mut signals = Signals::new();
-        let outcome =
-            detached(py, || self.engine.next(&self.request, &mut || signals.pending()))?;
+        let outcome = detached(py, || self.engine.next(&self.request, &mut || signals.pending()))?;
         match outcome {
             Ok(event) => Ok(event.map(Event)),
             Err(error) => Err(signals.raised.unwrap_or_else(|| errors::engine(py, error))),

@@ -110,8 +110,11 @@ fn check_architecture(top: &Fields<'_>) -> Result<()> {
     if !listed.is_empty() && !listed.iter().any(|name| name.starts_with("Llama4")) {
         return Err(architecture(top, listed.join(", ")));
     }
-    if top.value("model_type").is_none() && listed.is_empty() && top.value("text_config").is_none() {
-        return Err(top.error("model_type", "expected \"llama4\" or \"llama4_text\", found nothing"));
+    if top.value("model_type").is_none() && listed.is_empty() && top.value("text_config").is_none()
+    {
+        return Err(
+            top.error("model_type", "expected \"llama4\" or \"llama4_text\", found nothing")
+        );
     }
     check_model_type(top)
 }
@@ -161,6 +164,3 @@ fn pad_token(decoder: &Fields<'_>, top: &Fields<'_>) -> Result<Option<u32>> {
     }
     Ok(None)
 }
-
-
-

@@ -104,11 +104,14 @@ impl TextConfig {
             num_heads: fields.size("num_attention_heads", 40, MAX_COUNT)?,
             num_kv_heads: 0,
             head_dim: 0,
-            intermediate_size: fields.whole("intermediate_size", MAX_WIDTH)?.unwrap_or(8192) as usize,
-            intermediate_size_mlp: fields.whole("intermediate_size_mlp", MAX_WIDTH)?.unwrap_or(16384)
+            intermediate_size: fields.whole("intermediate_size", MAX_WIDTH)?.unwrap_or(8192)
                 as usize,
+            intermediate_size_mlp: fields
+                .whole("intermediate_size_mlp", MAX_WIDTH)?
+                .unwrap_or(16384) as usize,
             num_experts: fields.whole("num_local_experts", MAX_COUNT)?.unwrap_or(16) as usize,
-            experts_per_token: fields.whole("num_experts_per_tok", MAX_COUNT)?.unwrap_or(1) as usize,
+            experts_per_token: fields.whole("num_experts_per_tok", MAX_COUNT)?.unwrap_or(1)
+                as usize,
             layers: Vec::new(),
             chunk_size,
             use_qk_norm: fields.flag("use_qk_norm", true)?,
@@ -127,8 +130,7 @@ impl TextConfig {
 
     fn read_heads(&mut self, fields: &Fields<'_>) -> Result<()> {
         // A written null means "as many as query heads" and "hidden_size / heads".
-        let kv_default =
-            if fields.is_written("num_key_value_heads") { self.num_heads } else { 8 };
+        let kv_default = if fields.is_written("num_key_value_heads") { self.num_heads } else { 8 };
         let dim_default =
             if fields.is_written("head_dim") { self.hidden_size / self.num_heads } else { 128 };
         self.num_kv_heads = fields.size("num_key_value_heads", kv_default, MAX_COUNT)?;
@@ -136,14 +138,15 @@ impl TextConfig {
         if self.num_heads % self.num_kv_heads != 0 {
             return Err(fields.error(
                 "num_key_value_heads",
-                format!("{} does not divide num_attention_heads {}", self.num_kv_heads, self.num_heads),
+                format!(
+                    "{} does not divide num_attention_heads {}",
+                    self.num_kv_heads, self.num_heads
+                ),
             ));
         }
         if self.head_dim == 0 || self.head_dim % 2 != 0 {
-            return Err(fields.error(
-                "head_dim",
-                format!("expected an even number, found {}", self.head_dim),
-            ));
+            return Err(fields
+                .error("head_dim", format!("expected an even number, found {}", self.head_dim)));
         }
         if self.num_heads * self.head_dim > MAX_WIDTH as usize {
             return Err(fields.error(
@@ -174,7 +177,10 @@ impl TextConfig {
         if !(1..=self.num_experts).contains(&self.experts_per_token) {
             return Err(fields.error(
                 "num_experts_per_tok",
-                format!("expected 1 to num_local_experts {}, found {}", self.num_experts, self.experts_per_token),
+                format!(
+                    "expected 1 to num_local_experts {}, found {}",
+                    self.num_experts, self.experts_per_token
+                ),
             ));
         }
         Ok(())

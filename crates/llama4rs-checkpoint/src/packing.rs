@@ -1,0 +1,176 @@
+//! A located tensor -> packed bytes, in memory or piece by piece.
+
+use llama4rs_tensor::format::PANEL_ROWS;
+use llama4rs_tensor::WeightFormat;
+use rayon::prelude::*;
+
+use crate::published_names::{scale_name, Layout, Located};
+use crate::quantize::{pack_panel, PanelStats};
+use crate::safetensors_file::{SafetensorsFile, TensorEntry};
+use crate::shards::Shards;
+use crate::source_matrix::{Block, Element, Order, SourceMatrix};
+use crate::tensor_specs::TensorShape;
+use crate::{Error, Result};
+
+/// Sums over a whole tensor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Loss {
+    error: f64,
+    norm: f64,
+}
+
+impl Loss {
+    /// `||w - ŵ|| / ||w||`; 0 for a tensor of zeros.
+    pub fn relative(self) -> f64 {
+        if self.norm > 0.0 {
+            (self.error / self.norm).sqrt()
+        } else {
+            0.0
+        }
+    }
+}
+
+/// The matrices of a located matrix tensor, one per element of the stack.
+pub(crate) fn source_matrices<'a>(
+    shards: &'a Shards,
+    located: &'a Located,
+) -> Result<Vec<SourceMatrix<'a>>> {
+    let TensorShape::Matrix { stack, rows, cols } = located.spec.shape else {
+        return Ok(Vec::new());
+    };
+    let plain = |tensor: &'a String| -> Result<SourceMatrix<'a>> {
+        let (file, entry) = find(shards, tensor)?;
+        let element = element(file, tensor, entry)?;
+        let scales = match element {
+            Element::F8E4m3 => read_values(shards, &scale_name(tensor))?,
+            _ => Vec::new(),
+        };
+        let (offset, order) = (entry.offset, Order::RowMajor);
+        Ok(SourceMatrix { file, tensor, rows, cols, element, offset, order, scales })
+    };
+    match &located.layout {
+        Layout::Plain(tensor) => Ok(vec![plain(tensor)?]),
+        Layout::Split(tensors) => tensors.iter().map(plain).collect(),
+        Layout::Fused { tensor, first, width } => {
+            let (file, entry) = find(shards, tensor)?;
+            let element = element(file, tensor, entry)?;
+            let expert = |e: usize| {
+                let skipped = (e * cols * width + first) * element.bytes();
+                let offset = entry.offset + skipped as u64;
+                let order = Order::Transposed { width: *width };
+                SourceMatrix { file, tensor, rows, cols, element, offset, order, scales: vec![] }
+            };
+            Ok((0..stack).map(expert).collect())
+        }
+    }
+}
+
+/// All values of a plain tensor in single precision.
+pub(crate) fn read_values(shards: &Shards, tensor: &str) -> Result<Vec<f32>> {
+    let (file, entry) = find(shards, tensor)?;
+    let element = element(file, tensor, entry)?;
+    let mut bytes = vec![0; entry.bytes as usize];
+    file.read_at(entry.offset, &mut bytes)?;
+    let values = element.decode(&bytes);
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(row) => {
+            Err(Error::NotFinite { path: file.path().to_owned(), tensor: tensor.to_owned(), row })
+        }
+    }
+}
+
+/// Packs every matrix and hands the bytes to `sink` in order, in pieces of whole
+/// panels: `sink(piece, source_bytes)`. Reading the next block and packing this
+/// one go on at the same time. Runs in the current thread pool.
+pub(crate) fn pack_matrices(
+    matrices: &[SourceMatrix<'_>],
+    format: WeightFormat,
+    mut sink: impl FnMut(&[u8], u64) -> Result<()> + Send,
+) -> Result<Loss> {
+    let jobs: Vec<_> = matrices
+        .iter()
+        .flat_map(|matrix| matrix.blocks().map(move |rows| (matrix, rows)))
+        .collect();
+    let mut loss = Loss::default();
+    let mut current = Block::default();
+    let mut next = Block::default();
+    let mut packed = Vec::new();
+    if let Some((matrix, rows)) = jobs.first() {
+        matrix.read(rows.clone(), &mut current)?;
+    }
+    for (n, (matrix, rows)) in jobs.iter().enumerate() {
+        let read_next = || match jobs.get(n + 1) {
+            Some((matrix, rows)) => matrix.read(rows.clone(), &mut next),
+            None => Ok(()),
+        };
+        let pack_this = || {
+            let stats = pack_block(matrix, &current, format, &mut packed);
+            add(&mut loss, matrix, rows.start, stats)?;
+            sink(&packed, (rows.len() * matrix.cols * matrix.element.bytes()) as u64)
+        };
+        let (packed, read) = rayon::join(pack_this, read_next);
+        packed?;
+        read?;
+        std::mem::swap(&mut current, &mut next);
+    }
+    Ok(loss)
+}
+
+fn pack_block(
+    matrix: &SourceMatrix<'_>,
+    block: &Block,
+    format: WeightFormat,
+    packed: &mut Vec<u8>,
+) -> Vec<PanelStats> {
+    let panel_bytes = format.panel_bytes(matrix.cols);
+    let panels = block.num_panels();
+    packed.clear();
+    packed.resize(panels * panel_bytes, 0);
+    let scratch = || vec![[0.0; PANEL_ROWS]; format.padded_cols(matrix.cols)];
+    packed
+        .par_chunks_exact_mut(panel_bytes)
+        .enumerate()
+        .map_init(scratch, |lanes, (p, panel)| {
+            matrix.deal(block, p * PANEL_ROWS, lanes);
+            pack_panel(format, lanes, panel)
+        })
+        .collect()
+}
+
+fn add(
+    loss: &mut Loss,
+    matrix: &SourceMatrix<'_>,
+    first_row: usize,
+    stats: Vec<PanelStats>,
+) -> Result<()> {
+    for (p, panel) in stats.iter().enumerate() {
+        if let Some(r) = panel.not_finite {
+            return Err(Error::NotFinite {
+                path: matrix.file.path().to_owned(),
+                tensor: matrix.tensor.to_owned(),
+                row: first_row + p * PANEL_ROWS + r,
+            });
+        }
+        loss.error += panel.error;
+        loss.norm += panel.norm;
+    }
+    Ok(())
+}
+
+fn find<'a>(shards: &'a Shards, tensor: &str) -> Result<(&'a SafetensorsFile, &'a TensorEntry)> {
+    shards.find(tensor).ok_or_else(|| Error::MissingTensor {
+        path: shards.directory().to_owned(),
+        tensor: tensor.to_owned(),
+        hint: "a file may be missing".into(),
+    })
+}
+
+fn element(file: &SafetensorsFile, tensor: &str, entry: &TensorEntry) -> Result<Element> {
+    Element::of(&entry.dtype).ok_or_else(|| Error::Dtype {
+        path: file.path().to_owned(),
+        tensor: tensor.to_owned(),
+        found: entry.dtype.name().to_owned(),
+        hint: String::new(),
+    })
+}

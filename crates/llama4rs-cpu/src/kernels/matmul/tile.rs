@@ -1,0 +1,174 @@
+//! The brick of every matrix product: `R` rows of activations times `P` panels.
+
+use std::ops::Range;
+
+use llama4rs_tensor::WeightFormat;
+
+use super::codes::{Bf16, Codes, Int4, Int8, F32};
+use super::panels::Panels;
+use crate::simd::{Kernel, Simd, LANES};
+
+/// Most panels that one call multiplies.
+pub const MAX_PANELS: usize = 4;
+/// Floats that [`multiply`] writes at most.
+pub const MAX_OUTPUTS: usize = 12 * LANES * MAX_PANELS;
+
+/// Panels to give to one call of [`multiply`]: with few rows several panels hide
+/// the latency of the multiply-add.
+pub fn panels_at_once(rows: usize) -> usize {
+    match rows {
+        1 => 4,
+        2..=4 => 2,
+        _ => 1,
+    }
+}
+
+/// Bytes that a tile of one row asks for ahead of its use.
+const PREFETCH_BYTES: usize = 1024;
+
+/// `out[panel][row][lane] = x[row] · weights[panel, lane]` for `x` as
+/// `[input][rows]`. Call it inside of a kernel that runs with `simd`.
+pub fn multiply<S: Simd>(
+    simd: S,
+    matrix: &Panels,
+    panels: Range<usize>,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32; MAX_OUTPUTS],
+) {
+    match matrix.format {
+        WeightFormat::F32 => multiply_codes::<S, F32>(simd, matrix, panels, x, rows, out),
+        WeightFormat::Bf16 => multiply_codes::<S, Bf16>(simd, matrix, panels, x, rows, out),
+        WeightFormat::Int8 { .. } => multiply_codes::<S, Int8>(simd, matrix, panels, x, rows, out),
+        WeightFormat::Int4 { .. } => multiply_codes::<S, Int4>(simd, matrix, panels, x, rows, out),
+    }
+}
+
+fn multiply_codes<S: Simd, C: Codes>(
+    simd: S,
+    matrix: &Panels,
+    panels: Range<usize>,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32; MAX_OUTPUTS],
+) {
+    match (rows, panels.len()) {
+        (1, 4) => run::<S, C, 1, 4>(simd, matrix, panels.start, x, out),
+        (2, 2) => run::<S, C, 2, 2>(simd, matrix, panels.start, x, out),
+        (3, 2) => run::<S, C, 3, 2>(simd, matrix, panels.start, x, out),
+        (4, 2) => run::<S, C, 4, 2>(simd, matrix, panels.start, x, out),
+        _ => {
+            for (panel, out) in panels.zip(out.chunks_exact_mut(rows * LANES)) {
+                match rows {
+                    1 => run::<S, C, 1, 1>(simd, matrix, panel, x, out),
+                    2 => run::<S, C, 2, 1>(simd, matrix, panel, x, out),
+                    3 => run::<S, C, 3, 1>(simd, matrix, panel, x, out),
+                    4 => run::<S, C, 4, 1>(simd, matrix, panel, x, out),
+                    6 if S::TILE_ROWS >= 6 => run::<S, C, 6, 1>(simd, matrix, panel, x, out),
+                    8 if S::TILE_ROWS >= 8 => run::<S, C, 8, 1>(simd, matrix, panel, x, out),
+                    10 if S::TILE_ROWS >= 10 => run::<S, C, 10, 1>(simd, matrix, panel, x, out),
+                    12 if S::TILE_ROWS >= 12 => run::<S, C, 12, 1>(simd, matrix, panel, x, out),
+                    _ => unreachable!("no tile of {rows} rows"),
+                }
+            }
+        }
+    }
+}
+
+fn run<S: Simd, C: Codes, const R: usize, const P: usize>(
+    simd: S,
+    matrix: &Panels,
+    first_panel: usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let panels = std::array::from_fn(|p| matrix.panel(first_panel + p));
+    let padded_cols = matrix.format.padded_cols(matrix.cols);
+    let group = matrix.format.group().unwrap_or(padded_cols);
+    assert!(x.len() >= R * padded_cols && out.len() >= R * P * LANES, "tile buffers");
+    assert!(!C::SCALED || group % C::LINE_COLS == 0, "whole lines per group");
+    simd.run(TileProduct::<C, R, P> { panels, padded_cols, group, x, out, codes: C::default() })
+}
+
+/// See the comment of [`super`] for the order of operations.
+struct TileProduct<'a, C: Codes, const R: usize, const P: usize> {
+    panels: [&'a [u8]; P],
+    padded_cols: usize,
+    group: usize,
+    x: &'a [f32],
+    out: &'a mut [f32],
+    codes: C,
+}
+
+/// One input of every panel times one input of every row.
+macro_rules! input {
+    ($j:literal, $simd:ident, $lines:ident, $x:ident, $part:ident) => {
+        if $j < C::LINE_COLS {
+            let weights: [S::F; P] = std::array::from_fn(|p| C::code::<S, $j>($simd, $lines[p]));
+            for r in 0..R {
+                // SAFETY: a line has `LINE_COLS` inputs, and `x` has `R` floats for each.
+                let x = $simd.splat(unsafe { *$x.add($j * R + r) });
+                for p in 0..P {
+                    $part[p][r] = $simd.fma(weights[p], x, $part[p][r]);
+                }
+            }
+        }
+    };
+}
+
+impl<C: Codes, const R: usize, const P: usize> Kernel for TileProduct<'_, C, R, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { panels, padded_cols, group, x, out, codes: _ } = self;
+        let code_bytes = padded_cols / C::LINE_COLS * 64;
+        let zero = simd.splat(0.0);
+        let mut total = [[zero; R]; P];
+        let mut x = x.as_ptr();
+        let mut line = 0;
+        for g in 0..padded_cols / group {
+            let mut part = [[zero; R]; P];
+            for _ in 0..group / C::LINE_COLS {
+                if R == 1 {
+                    for panel in panels {
+                        simd.prefetch(panel.as_ptr().wrapping_add(line + PREFETCH_BYTES));
+                    }
+                }
+                // SAFETY: a panel holds `code_bytes` of lines, and `line` is below that.
+                let lines: [S::W; P] =
+                    std::array::from_fn(|p| unsafe { simd.line(panels[p].as_ptr().add(line)) });
+                input!(0, simd, lines, x, part);
+                input!(1, simd, lines, x, part);
+                input!(2, simd, lines, x, part);
+                input!(3, simd, lines, x, part);
+                input!(4, simd, lines, x, part);
+                input!(5, simd, lines, x, part);
+                input!(6, simd, lines, x, part);
+                input!(7, simd, lines, x, part);
+                line += 64;
+                x = x.wrapping_add(C::LINE_COLS * R);
+            }
+            for p in 0..P {
+                if C::SCALED {
+                    // SAFETY: the scales, 32 bytes per group, follow the lines.
+                    let scale = unsafe {
+                        simd.load_bf16(panels[p].as_ptr().add(code_bytes + g * LANES * 2))
+                    };
+                    for r in 0..R {
+                        total[p][r] = simd.fma(scale, part[p][r], total[p][r]);
+                    }
+                } else {
+                    total[p] = part[p];
+                }
+            }
+        }
+        for p in 0..P {
+            for r in 0..R {
+                let out = &mut out[(p * R + r) * LANES..][..LANES];
+                // SAFETY: `out` has 16 floats.
+                unsafe { simd.store(total[p][r], out.as_mut_ptr()) };
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+"""The demo model behind `llama4rs.generate`, opened when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from .llm import Llama4
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .outputs import Output
+    from .prompts import Batch, Message, Prompt
+    from .sampling import SamplingOptions, SamplingParams
+    from .streaming import AsyncTextStream, TextStream
+
+__all__ = ["astream", "chat", "default_model", "generate", "stream"]
+
+_lock = threading.Lock()
+_model: Llama4 | None = None
+
+
+def default_model() -> Llama4:
+    """cria, the tiny Llama 4 that comes with the package; one for the whole process.
+
+    Raises:
+        CheckpointNotFoundError: The package was installed without its data.
+    """
+    global _model
+    with _lock:
+        if _model is None:
+            _model = Llama4()
+        return _model
+
+
+@overload
+def generate(
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parse_special: bool = True,
+    skip_special: bool = True,
+    progress: bool = False,
+    **options: Unpack[SamplingOptions],
+) -> Output: ...
+
+
+@overload
+def generate(
+    prompt: Batch,
+    params: SamplingParams | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parse_special: bool = True,
+    skip_special: bool = True,
+    progress: bool = False,
+    **options: Unpack[SamplingOptions],
+) -> list[Output]: ...
+
+
+def generate(prompt: Any, params: SamplingParams | None = None, **options: Any) -> Any:
+    """`Llama4.generate` of the demo model.
+
+    Example:
+        >>> import llama4rs
+        >>> llama4rs.generate("Once upon a time", max_tokens=5).usage.completion_tokens
+        5
+    """
+    return default_model().generate(prompt, params, **options)
+
+
+def stream(
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parse_special: bool = True,
+    skip_special: bool = True,
+    **options: Unpack[SamplingOptions],
+) -> TextStream:
+    """`Llama4.stream` of the demo model.
+
+    Example:
+        >>> import llama4rs
+        >>> for piece in llama4rs.stream("Once upon a time", max_tokens=5, stop="."):
+        ...     print(piece, end="", flush=True)  # doctest: +ELLIPSIS
+        ...
+    """
+    return default_model().stream(
+        prompt,
+        params,
+        tools=tools,
+        parse_special=parse_special,
+        skip_special=skip_special,
+        **options,
+    )
+
+
+def astream(
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    parse_special: bool = True,
+    skip_special: bool = True,
+    **options: Unpack[SamplingOptions],
+) -> AsyncTextStream:
+    """`Llama4.astream` of the demo model."""
+    return default_model().astream(
+        prompt,
+        params,
+        tools=tools,
+        parse_special=parse_special,
+        skip_special=skip_special,
+        **options,
+    )
+
+
+def chat(
+    messages: str | Sequence[Message],
+    params: SamplingParams | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **options: Unpack[SamplingOptions],
+) -> Output:
+    """`Llama4.chat` of the demo model.
+
+    Example:
+        >>> import llama4rs
+        >>> llama4rs.chat("Tell me a story.", max_tokens=5).message["role"]
+        'assistant'
+    """
+    return default_model().chat(messages, params, tools=tools, **options)

@@ -1,0 +1,129 @@
+"""Model directories on disk: `pack` makes one, `verify` checks one, `inspect` looks at one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from .hub import resolve_model
+from .progress import Progress, progress_bar
+
+__all__ = ["Policy", "inspect", "pack", "policy_pairs", "verify"]
+
+Policy: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
+"""Formats for tensors by name pattern, first match decides: ``{"*.router": "f32"}`` or pairs."""
+
+
+def policy_pairs(policy: Policy) -> list[tuple[str, str]]:
+    """`policy` as the core takes it."""
+    pairs = policy.items() if isinstance(policy, Mapping) else policy
+    return [(str(pattern), str(form)) for pattern, form in pairs]
+
+
+def pack(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    weights: str = "int4",
+    policy: Policy = (),
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> dict[str, Any]:
+    """Converts a published checkpoint into a directory that opens at once.
+
+    Tokenizer, chat template and configuration are copied along.
+
+    Args:
+        source: Directory, or id on the Hugging Face hub.
+        destination: Directory to make.
+        weights: Format of the decoder's weights: ``"int4"``, ``"int8"``, ``"bf16"``...
+        policy: Other formats for some tensors, first match decides.
+        threads: Threads to compute with; None for one per physical core.
+        force: Replace `destination` if it exists.
+        progress: True shows a bar; or a function called as ``progress(what, done, total)``.
+        revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
+
+    Returns:
+        What was written, see `inspect`.
+
+    Raises:
+        CheckpointNotFoundError: There is no such source.
+        CheckpointError: The source is damaged, or is no Llama 4.
+        PackError: NaN weights, an existing destination, a full disk.
+    """
+    from ._llama4rs import pack as core_pack
+
+    folder = resolve_model(
+        source, revision=revision, token=token, local_files_only=local_files_only
+    )
+    with progress_bar(progress) as report:
+        return core_pack(
+            str(folder),
+            os.fspath(destination),
+            weights=weights,
+            policy=policy_pairs(policy),
+            threads=threads,
+            force=force,
+            progress=report,
+        )
+
+
+def verify(path: str | os.PathLike[str], *, progress: Progress | bool = False) -> dict[str, Any]:
+    """Reads a packed directory completely and checks every tensor's checksum.
+
+    Args:
+        path: A directory made by `pack`.
+        progress: True shows a bar; or a function called as ``progress(what, done, total)``.
+
+    Returns:
+        Counts of what was checked.
+
+    Raises:
+        CheckpointNotFoundError: There is no such directory.
+        CheckpointError: A tensor is damaged; the message names it.
+    """
+    from ._llama4rs import verify as core_verify
+
+    folder = resolve_model(path, local_files_only=True)
+    with progress_bar(progress) as report:
+        return core_verify(str(folder), progress=report)
+
+
+def inspect(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> dict[str, Any]:
+    """What the headers of a model directory say; no weights are read.
+
+    Args:
+        model: Directory, id on the hub, or None for the demo model.
+        revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
+
+    Returns:
+        ``kind`` (``"packed"`` or ``"published"``), ``config``, ``tensors`` (``name``, ``format``,
+        ``shape``, ``bytes``, ``relative_error`` of each), ``parameters``, ``bytes`` and
+        ``format_version`` (None if not packed).
+
+    Raises:
+        CheckpointNotFoundError: There is no such model.
+        CheckpointError: The model is damaged, or is no Llama 4.
+
+    Example:
+        >>> import llama4rs
+        >>> llama4rs.inspect()["config"]["model_type"]
+        'llama4'
+    """
+    from ._llama4rs import open_info
+
+    folder = resolve_model(
+        model, revision=revision, token=token, local_files_only=local_files_only
+    )
+    return open_info(str(folder))

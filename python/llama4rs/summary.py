@@ -1,0 +1,104 @@
+"""Tables of sizes and formats, as plain text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["byte_count", "number", "summary_text", "table_text", "tensor_groups"]
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def number(count: int) -> str:
+    """A count in three or four digits.
+
+    Example:
+        >>> number(950), number(7_100_000), number(107_769_861_120)
+        ('950', '7.10 M', '107.8 B')
+    """
+    return _scaled(count, ("", "k", "M", "B", "T"))
+
+
+def byte_count(size: int) -> str:
+    """A size in three or four digits; 1 kB is 1000 bytes.
+
+    Example:
+        >>> byte_count(950), byte_count(57_700_000_000)
+        ('950 B', '57.7 GB')
+    """
+    return _scaled(size, _UNITS)
+
+
+def _scaled(count: int, units: Sequence[str]) -> str:
+    value, unit = float(count), units[0]
+    for bigger in units[1:]:
+        if value < 999.95:
+            break
+        value, unit = value / 1000, bigger
+    digits = 0 if unit == units[0] else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}".rstrip()
+
+
+def tensor_groups(tensors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tensors of `open_info` added up over layers: ``group``, ``format``, ``count``, ``bytes`` and
+    the largest ``relative_error`` of each."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for tensor in tensors:
+        group = re.sub(r"\.\d+(?=\.|$)", ".*", tensor["name"])
+        group = group.removeprefix("language_model.").removeprefix("model.").removesuffix(".weight")
+        entry = groups.setdefault(
+            (group, tensor["format"]),
+            {
+                "group": group,
+                "format": tensor["format"],
+                "count": 0,
+                "bytes": 0,
+                "relative_error": None,
+            },
+        )
+        entry["count"] += 1
+        entry["bytes"] += tensor["bytes"]
+        errors = (entry["relative_error"], tensor.get("relative_error"))
+        entry["relative_error"] = max((error for error in errors if error is not None), default=None)
+    return list(groups.values())
+
+
+def group_rows(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Cells of the table of tensor groups, header first."""
+    rows: list[tuple[str, ...]] = [("tensors", "format", "error", "bytes")]
+    for entry in groups:
+        error = entry.get("relative_error")
+        shown = "exact" if not error else f"{error:.2%}"
+        rows.append((entry["group"], entry["format"], shown, byte_count(entry["bytes"])))
+    return rows
+
+
+def table_text(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> str:
+    """Aligned columns, two blanks between them; those numbered in `right` end at one line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = frozenset(right)
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def summary_text(sizes: Mapping[str, Any], *, max_context: int, weights: str, device: str) -> str:
+    """What `Llama4.summary` returns; `sizes` is the core's ``Engine.summary()``."""
+    active = number(sizes["active_parameters"])
+    cache = sizes["kv_bytes_per_token"]
+    facts = [
+        ("parameters", f"{number(sizes['parameters'])} ({active} active per token)"),
+        ("weights", f"{weights}, {byte_count(sizes['weight_bytes'])}"),
+        ("keys and values", f"{sizes['kv_cache']}, {byte_count(cache)} per token"),
+        ("context", f"{max_context} tokens"),
+        ("device", device),
+    ]
+    groups = table_text(group_rows(sizes["tensors"]), right=(2, 3))
+    return f"{table_text(facts)}\n\n{groups}"
