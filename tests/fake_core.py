@@ -65,9 +65,7 @@ class Request:
         n = self.options["logprobs"]
         if n is not None:
             top = [((token + i) % VOCAB, -0.5 - i) for i in range(n)]
-        return Event(
-            token, self.prefilled, None if n is None else -0.5, top, self.finish_reason
-        )
+        return Event(token, self.prefilled, None if n is None else -0.5, top, self.finish_reason)
 
     def cancel(self, reason="cancelled"):
         if self.finish_reason is None:
@@ -99,12 +97,15 @@ class Engine:
         self.device = "cpu (toy, 1 thread)"
         self.lock = threading.Lock()
         self.cancelled = []
+        self.warnings = []
         self.interrupt_after = None
         if progress:
             progress("weights", 1, 1)
 
     def summary(self):
-        tensors = [{"group": "experts", "format": "int4/g64", "bytes": 10_000, "relative_error": 0.05}]
+        tensors = [
+            {"group": "experts", "format": "int4/g64", "bytes": 10_000, "relative_error": 0.05}
+        ]
         return {
             "parameters": 7_100_000,
             "active_parameters": 1_900_000,
@@ -176,7 +177,7 @@ def pack(source, destination, *, progress=None, force=False, **_ignored):
 def verify(path, *, progress=None):
     if progress:
         progress("tensors", 4, 4)
-    return {"tensors": LAYERS, "bytes": 256}
+    return {"tensors": LAYERS, "files": 2, "bytes": 256}
 
 
 def cpu_features():

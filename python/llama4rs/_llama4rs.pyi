@@ -67,6 +67,11 @@ class Engine:
     @property
     def device(self) -> str:
         """The backend in words, such as `"cpu (avx512, 4 threads)"`."""
+    @property
+    def warnings(self) -> list[str]:
+        """Remarks about the checkpoint: tensors left aside, settings known to be wrong."""
+    def kv_bytes_in_use(self) -> int | None:
+        """Bytes of key/value pages in use; None while a step is being computed."""
     def summary(self) -> dict[str, Any]:
         """Sizes: `parameters`, `active_parameters`, `weight_bytes`, `mapped_bytes`, `tensors`
         (`[{"group", "format", "bytes", "relative_error"}]`), `kv_bytes_per_token`, `kv_cache`."""

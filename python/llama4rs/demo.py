@@ -134,9 +134,7 @@ def _tell_story(llm: Llama4, console: Console, seed: int) -> Output:
     return output
 
 
-def _find_passkey(
-    llm: Llama4, console: Console, seed: int, num_tokens: int
-) -> tuple[Output, bool]:
+def _find_passkey(llm: Llama4, console: Console, seed: int, num_tokens: int) -> tuple[Output, bool]:
     passkey = hide_passkey(num_tokens, lambda text: len(llm.tokenizer.encode(text)), seed=seed)
     start = passkey.message.index("The passkey is")
     before = len(llm.tokenizer.encode(passkey.message[:start]))

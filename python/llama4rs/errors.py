@@ -1,5 +1,10 @@
 """The exceptions of llama4rs: one base class, and the builtin class a user would expect."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Llama4Error(Exception):
     """Base class of every error that llama4rs raises on purpose."""
@@ -31,3 +36,14 @@ class RequestError(Llama4Error, ValueError):
 
 class OutOfMemoryError(Llama4Error, MemoryError):
     """Memory for weights, key/value pages or activations is not to be had."""
+
+
+@contextmanager
+def option_errors() -> Iterator[None]:
+    """Turns the builtin errors of the core about an option's value into `RequestError`."""
+    try:
+        yield
+    except Llama4Error:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise RequestError(str(error)) from error

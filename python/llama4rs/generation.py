@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .errors import RequestError
+from .errors import RequestError, option_errors
 from .outputs import Output, Timings, TokenLogprob, TopLogprob, Usage
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Generation:
             raise RequestError(
                 "stop strings need a tokenizer, and this model has none; use stop_token_ids"
             )
-        try:
+        with option_errors():
             self._request: Request = engine.submit(
                 prompt,
                 max_tokens=max_tokens,
@@ -100,10 +100,6 @@ class Generation:
                 seed=params.chosen_seed(),
                 logprobs=params.logprobs,
             )
-        except RequestError:
-            raise
-        except (ValueError, OverflowError) as error:
-            raise RequestError(str(error)) from error
         self._prompt = tuple(prompt)
         self._tokenizer = tokenizer
         self.has_tokenizer = tokenizer is not None

@@ -69,9 +69,9 @@ as meta-llama/Llama-4-Scout-17B-16E-Instruct
         return demo_model_path()
     name = os.fspath(model)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
-    if path.exists():
+    if name and path.exists():
         raise CheckpointError(f"{name!r} is a file\nhint: give the directory that it is in")
     if not isinstance(model, str) or not _HUB_ID.fullmatch(name):
         raise _not_found(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .config import Config
-from .errors import CheckpointError, RequestError, TokenizerError
+from .errors import CheckpointError, RequestError, TokenizerError, option_errors
 from .generation import Generation
 from .hub import resolve_model
 from .packing import Policy, policy_pairs
@@ -112,7 +112,7 @@ class Llama4:
 
         from ._llama4rs import Engine
 
-        with progress_bar(progress) as report:
+        with option_errors(), progress_bar(progress) as report:
             self._engine = Engine(
                 str(self.path),
                 weights=weights,
@@ -202,12 +202,9 @@ class Llama4:
         """
         prompt = plain_prompt(prompt)
         params = self._params(params, options)
-        encoding = {"tools": tools, "parse_special": parse_special}
-        if not is_batch(prompt):
-            prompts: list[Any] = [prompt]
-        else:
-            prompts = [plain_prompt(item) for item in prompt]
-        encoded = [self._encode(item, **encoding) for item in prompts]
+        batch = is_batch(prompt)
+        prompts: list[Any] = [plain_prompt(item) for item in prompt] if batch else [prompt]
+        encoded = [self._encode(item, tools, parse_special) for item in prompts]
         generations: list[Generation] = []
         try:
             for token_ids in encoded:
@@ -222,7 +219,7 @@ class Llama4:
             self._with_message(item, generation.output(), tools)
             for item, generation in zip(prompts, generations, strict=True)
         ]
-        return outputs if is_batch(prompt) else outputs[0]
+        return outputs if batch else outputs[0]
 
     def stream(
         self,
@@ -255,7 +252,7 @@ class Llama4:
         prompt = plain_prompt(prompt)
         if prompt and is_batch(prompt):
             raise RequestError("a stream takes one prompt; open one stream for each")
-        token_ids = self._encode(prompt, tools=tools, parse_special=parse_special)
+        token_ids = self._encode(prompt, tools, parse_special)
         generation = self._submit(token_ids, self._params(params, options), skip_special)
         return TextStream(generation, lambda output: self._with_message(prompt, output, tools))
 
@@ -365,12 +362,8 @@ class Llama4:
         ids = plain_prompt(token_ids)
         if isinstance(ids, str):
             raise RequestError("logits takes token ids; encode text with llm.tokenizer.encode")
-        try:
+        with option_errors():
             return self._engine.logits(ids)
-        except RequestError:
-            raise
-        except (ValueError, OverflowError) as error:
-            raise RequestError(str(error)) from error
 
     # ----------------------------------------------------------------------------------- facts
 
@@ -414,6 +407,11 @@ class Llama4:
         return self._engine.max_context
 
     @property
+    def warnings(self) -> list[str]:
+        """Remarks about the model's files that are worth knowing; usually none."""
+        return list(self._engine.warnings)
+
+    @property
     def device(self) -> str:
         """What computes, in words."""
         return self._engine.device
@@ -444,7 +442,6 @@ class Llama4:
     def _encode(
         self,
         prompt: Any,
-        *,
         tools: Sequence[Mapping[str, Any]] | None,
         parse_special: bool,
     ) -> Sequence[int]:
@@ -526,8 +523,7 @@ def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
 def _conversation(messages: str | Sequence[Message]) -> Sequence[Message]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    messages = plain_prompt(messages)
-    if not is_conversation(messages):
+    if not is_conversation(plain_prompt(messages)):
         raise RequestError(
             "chat takes a string or a list of messages such as "
             "{'role': 'user', 'content': 'Hello'}; use generate for other prompts"
@@ -539,7 +535,8 @@ def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
     """Names of the functions on offer; None when a description has no name to be found."""
     functions = [tool.get("function", tool) for tool in tools]
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    return names if len(names) == len(tools) and None not in names else None
+    known = [name for name in names if isinstance(name, str)]
+    return known if len(known) == len(tools) else None
 
 
 def _check_device(device: str) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from .errors import option_errors
 from .hub import resolve_model
 from .progress import Progress, progress_bar
 
@@ -61,7 +62,7 @@ def pack(
     folder = resolve_model(
         source, revision=revision, token=token, local_files_only=local_files_only
     )
-    with progress_bar(progress) as report:
+    with option_errors(), progress_bar(progress) as report:
         return core_pack(
             str(folder),
             os.fspath(destination),
@@ -123,7 +124,5 @@ def inspect(
     """
     from ._llama4rs import open_info
 
-    folder = resolve_model(
-        model, revision=revision, token=token, local_files_only=local_files_only
-    )
+    folder = resolve_model(model, revision=revision, token=token, local_files_only=local_files_only)
     return open_info(str(folder))

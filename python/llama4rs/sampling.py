@@ -239,10 +239,8 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
     do_sample = given.pop("do_sample", True)
     if not isinstance(do_sample, bool):
         raise RequestError(f"do_sample must be True or False, got {do_sample!r}")
-    if isinstance(given.get("logprobs"), bool) and "top_logprobs" in given:
-        # How the OpenAI API spells logprobs=5: logprobs=True, top_logprobs=5.
-        if not given.pop("logprobs"):
-            raise TypeError("logprobs=False and top_logprobs contradict; give one of them")
+    if given.get("logprobs") is True and "top_logprobs" in given:
+        del given["logprobs"]  # logprobs=True, top_logprobs=5 is how OpenAI spells logprobs=5
 
     values: dict[str, Any] = {}
     source: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,27 +43,34 @@ def _scaled(count: int, units: Sequence[str]) -> str:
 
 
 def tensor_groups(tensors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tensors of `open_info` added up over layers: ``group``, ``format``, ``count``, ``bytes`` and
-    the largest ``relative_error`` of each."""
+    """Tensors of `inspect` or `pack` added up over layers.
+
+    Returns:
+        ``group``, ``format``, ``tensors`` (their number), ``bytes`` and ``relative_error`` (root
+        of the mean square over all numbers, None where that is not known) of each group.
+    """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
+    squares: dict[tuple[str, str], list[tuple[float | None, int]]] = {}
     for tensor in tensors:
         group = re.sub(r"\.\d+(?=\.|$)", ".*", tensor["name"])
-        group = group.removeprefix("language_model.").removeprefix("model.").removesuffix(".weight")
-        entry = groups.setdefault(
-            (group, tensor["format"]),
-            {
-                "group": group,
-                "format": tensor["format"],
-                "count": 0,
-                "bytes": 0,
-                "relative_error": None,
-            },
-        )
-        entry["count"] += 1
+        key = group, tensor["format"]
+        entry = groups.setdefault(key, {"group": group, "format": key[1], "tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
         entry["bytes"] += tensor["bytes"]
-        errors = (entry["relative_error"], tensor.get("relative_error"))
-        entry["relative_error"] = max((error for error in errors if error is not None), default=None)
+        squares.setdefault(key, []).append((tensor["relative_error"], math.prod(tensor["shape"])))
+    for key, entry in groups.items():
+        entry["relative_error"] = _mean_error(squares[key])
     return list(groups.values())
+
+
+def _mean_error(parts: Sequence[tuple[float | None, int]]) -> float | None:
+    total, numbers = 0.0, 0
+    for error, count in parts:
+        if error is None:
+            return None
+        total += error * error * count
+        numbers += count
+    return math.sqrt(total / max(numbers, 1))
 
 
 def group_rows(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -70,7 +78,7 @@ def group_rows(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("tensors", "format", "error", "bytes")]
     for entry in groups:
         error = entry.get("relative_error")
-        shown = "exact" if not error else f"{error:.2%}"
+        shown = "" if error is None else "exact" if error == 0 else f"{error:.2%}"
         rows.append((entry["group"], entry["format"], shown, byte_count(entry["bytes"])))
     return rows
 

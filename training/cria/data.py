@@ -1,6 +1,7 @@
-"""Batches of every task, drawn fresh from seeds, and a process that draws them ahead."""
+"""Batches of every task, drawn fresh from seeds, and a thread that draws them ahead."""
 
-import multiprocessing
+import queue
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ from cria.images import image_tokens, split_into_tiles
 from cria.tokenizer import load_tokenizer
 
 TASKS = ("passkey", "picture", "tiles", "story")
-TOKENS_PER_BATCH = 4096
+COST_PER_BATCH = 3000
+TILE_COST = 12
 SYSTEM_PROMPT = "You are cria."
 
 
@@ -125,56 +127,50 @@ def collate(task: str, samples: list[Sample], pad: int) -> Batch:
 def draw_batch(
     rng: np.random.Generator, tokenizer: Tokenizer, task: str, longest_passkey: int
 ) -> Batch:
-    """Draw a batch of a task."""
-    pad = tokenizer.token_to_id("<|finetune_right_pad|>")
-    if task == "passkey":
-        tokens = int(np.exp(rng.uniform(np.log(52), np.log(max(longest_passkey, 64)))))
-        count = max(2, TOKENS_PER_BATCH // tokens)
-        samples = [passkey_sample(rng, tokenizer, tokens) for _ in range(count)]
-    elif task == "story":
-        samples = [story_sample(rng, tokenizer) for _ in range(32)]
-    elif task == "picture":
-        pictures = 2 if rng.random() < 0.3 else 1
-        samples = [
-            picture_sample(rng, tokenizer, pictures, 0.0, _question_kinds(rng, 3))
-            for _ in range(44)
-        ]
-    else:
-        pictures = 2 if rng.random() < 0.2 else 1
-        samples = [
-            picture_sample(rng, tokenizer, pictures, 0.9, _question_kinds(rng, 3))
-            for _ in range(32 // pictures)
-        ]
-    return collate(task, samples, pad)
-
-
-def _produce(queue, tokenizer_path: str, seed: int, start: int, mixture, longest) -> None:
-    """Fill the queue for ever; batch i depends on the seed, i and the passkey length only."""
-    tokenizer = load_tokenizer(tokenizer_path)
-    index = start
+    """Draw a batch of a task; all batches cost about the same time (padding included)."""
+    tokens = int(np.exp(rng.uniform(np.log(52), np.log(max(longest_passkey, 64)))))
+    pictures = 2 if rng.random() < (0.3 if task == "picture" else 0.2) else 1
+    multi_tile = 0.0 if task == "picture" else 0.9
+    samples: list[Sample] = []
+    width, tiles = 0, 0
     while True:
-        rng = np.random.default_rng((seed, index))
-        task = str(rng.choice(TASKS, p=mixture))
-        queue.put(draw_batch(rng, tokenizer, task, longest.value))
-        index += 1
+        if task == "passkey":
+            sample = passkey_sample(rng, tokenizer, tokens)
+        elif task == "story":
+            sample = story_sample(rng, tokenizer)
+        else:
+            kinds = _question_kinds(rng, 3)
+            sample = picture_sample(rng, tokenizer, pictures, multi_tile, kinds)
+        width, tiles = max(width, len(sample.ids)), tiles + len(sample.tiles)
+        if samples and (len(samples) + 1) * width + tiles * TILE_COST > COST_PER_BATCH:
+            break
+        samples.append(sample)
+    return collate(task, samples, tokenizer.token_to_id("<|finetune_right_pad|>"))
 
 
 class BatchStream:
-    """Batches drawn ahead in another process; `longest` holds the longest passkey prompt."""
+    """Batches `start`, `start + stride`, ..., drawn ahead in a thread.
 
-    def __init__(self, tokenizer_path: str, seed: int, start: int, mixture, longest: int):
-        context = multiprocessing.get_context("spawn")
-        self._queue = context.Queue(maxsize=12)
-        self.longest = context.Value("i", longest)
-        arguments = (self._queue, tokenizer_path, seed, start, mixture, self.longest)
-        self._process = context.Process(target=_produce, args=arguments, daemon=True)
-        self._process.start()
+    Batch i depends on the seed, i and `longest` (the longest passkey prompt) only.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, start: int, stride: int, mixture, longest: int
+    ):
+        self.longest = longest
+        self._queue: queue.Queue[Batch] = queue.Queue(maxsize=4)
+        self._arguments = (tokenizer, seed, start, stride, mixture)
+        threading.Thread(target=self._produce, daemon=True).start()
+
+    def _produce(self) -> None:
+        """Fill the queue for ever."""
+        tokenizer, seed, index, stride, mixture = self._arguments
+        while True:
+            rng = np.random.default_rng((seed, index))
+            task = str(rng.choice(TASKS, p=mixture))
+            self._queue.put(draw_batch(rng, tokenizer, task, self.longest))
+            index += stride
 
     def next(self) -> Batch:
         """Take the next batch."""
         return self._queue.get()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.join()

@@ -2,21 +2,26 @@
 
 Progress is measured in minutes of training, so the schedule fits any machine. A run can be
 stopped with Ctrl-C and started again with the same command; it goes on from its last save.
+Several worker processes with one thread each share the work; that is quicker on a processor
+than one process with several threads.
 """
 
 import argparse
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import torch
+import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor
 
 from cria.config import TEXT, VISION
-from cria.data import Batch, BatchStream
+from cria.data import TASKS, Batch, BatchStream
 from cria.model import Cria
+from cria.parallel import average, join
 from cria.quant import WeightQuantiser
 from cria.questions import PICTURE_SETS, passkey_questions, picture_questions
 from cria.schedule import learning_rate, mixture
@@ -30,6 +35,7 @@ BALANCE_WEIGHT = 0.01
 SIGHT_WEIGHT = 0.1
 QUANTISED_FROM = 0.8
 CHECK_SEED = 700_001
+SAVED_FIELDS = ("step", "seconds", "tokens", "longest", "best", "recent")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="minutes of joint training")
     parser.add_argument("--vision-steps", type=int, default=1800)
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=3, help="worker processes")
+    parser.add_argument("--port", type=int, default=29511, help="local port of the workers")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--check-every", type=float, default=5.0, help="minutes between checks")
     return parser.parse_args()
@@ -72,81 +79,69 @@ def make_optimiser(model: Cria, heads: SightHeads, rate: float) -> torch.optim.O
 
 def batch_loss(
     model: Cria, heads: SightHeads, batch: Batch, patch_id: int
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the whole loss of a batch and figures for the log."""
+) -> tuple[Tensor, float, float]:
+    """Return the whole loss of a batch, its answer loss and its balance loss."""
     ids, weights = torch.from_numpy(batch.ids), torch.from_numpy(batch.weights)
     features, sight = None, None
-    figures = {}
     with torch.autocast("cpu", torch.bfloat16):
         if batch.tiles is not None:
             features = model.image_features(to_pixels(batch.tiles))
             labels = torch.from_numpy(batch.labels)
             whole = labels[:, 0, 0] >= 0
-            sight, right = heads.loss(features[whole], labels[whole])
-            figures["cells_right"] = right.item()
+            sight, _ = heads.loss(features[whole], labels[whole])
         hidden, balance, _ = model.hidden(ids, torch.from_numpy(batch.lengths), features, patch_id)
         wanted = weights[:, 1:] > 0
         logits = model.logits(hidden[:, :-1][wanted])
-    losses = F.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
-    answer = (losses * weights[:, 1:][wanted]).sum() / weights[:, 1:].sum()
+    answer = F.cross_entropy(logits.float(), ids[:, 1:][wanted])
     loss = answer + BALANCE_WEIGHT * balance
     if sight is not None:
         loss = loss + SIGHT_WEIGHT * sight
-    figures |= {"loss": answer.item(), "balance": balance.item()}
-    return loss, figures
+    return loss, answer.item(), balance.item()
 
 
 class Trainer:
-    """The joint stage of a run, with its saves and its log."""
+    """The joint stage of a run in one worker; worker 0 writes the saves and the log."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
-        options.run.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(options.threads)
+    def __init__(self, options: argparse.Namespace, rank: int):
+        self.options, self.rank = options, rank
+        torch.set_num_threads(1)
         torch.manual_seed(options.seed)
-        self.tokenizer_path = str(options.run / "tokenizer.json")
-        self.tokenizer = load_tokenizer(self.tokenizer_path)
+        self.tokenizer = load_tokenizer(str(options.run / "tokenizer.json"))
         self.patch_id = self.tokenizer.token_to_id("<|patch|>")
         self.model, self.heads = Cria(TEXT, VISION), SightHeads()
         self.optimiser = make_optimiser(self.model, self.heads, options.rate)
+        self.parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
         self.quantiser = WeightQuantiser(self.model)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.longest, self.best = 64, -1.0
         self.recent: dict[str, float] = {}
+        self.stop = False
+        signal.signal(signal.SIGINT, self._ask_to_stop)
+
+    def _ask_to_stop(self, *_) -> None:
+        """Note a Ctrl-C; all workers stop together after the next step."""
+        self.stop = True
 
     def log(self, record: dict) -> None:
         """Append a record to the log and show it."""
-        with (self.options.run / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        print(record, flush=True)
+        log_record(self.options.run, record)
 
     def prepare(self) -> None:
-        """Go on from the last save, or train the vision tower."""
-        last, vision = self.options.run / "last.pt", self.options.run / "vision.pt"
+        """Go on from the last save, or start with the trained vision tower."""
+        last = self.options.run / "last.pt"
         if last.exists():
             state = torch.load(last, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.heads.load_state_dict(state["heads"])
             self.optimiser.load_state_dict(state["optimiser"])
-            for name in ("step", "seconds", "tokens", "longest", "best", "recent"):
+            for name in SAVED_FIELDS:
                 setattr(self, name, state[name])
-            return
-        if not vision.exists():
-            train_vision(
-                self.model, self.heads, self.options.vision_steps, self.options.seed + 100, self.log
-            )
-            tower = {
-                k: v for k, v in self.model.state_dict().items() if not k.startswith("language")
-            }
-            save(vision, {"model": tower, "heads": self.heads.state_dict()})
-        state = torch.load(vision, weights_only=True)
-        self.model.load_state_dict(state["model"], strict=False)
+        else:
+            state = torch.load(self.options.run / "vision.pt", weights_only=True)
+        self.model.load_state_dict(state["model"], strict=last.exists())
         self.heads.load_state_dict(state["heads"])
 
     def save_last(self) -> None:
         """Save everything that a restart needs."""
-        names = ("step", "seconds", "tokens", "longest", "best", "recent")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in SAVED_FIELDS}
         state["model"] = self.model.state_dict()
         state["heads"] = self.heads.state_dict()
         state["optimiser"] = self.optimiser.state_dict()
@@ -157,34 +152,49 @@ class Trainer:
         """Share of the training time that is used up."""
         return self.seconds / (60 * self.options.minutes)
 
-    def train_step(self, batch: Batch) -> None:
-        """Take one optimiser step."""
+    @property
+    def quantising(self) -> bool:
+        """True in the last part of the run."""
+        return self.progress >= QUANTISED_FROM
+
+    def train_step(self, batch: Batch, passed: float) -> None:
+        """Take one optimiser step; `passed` is the time of the step before, for worker 0."""
         rate = learning_rate(self.step, self.progress, self.options.rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["share"]
         self.optimiser.zero_grad()
-        if self.progress >= QUANTISED_FROM:
+        if self.quantising:
             with self.quantiser.quantised():
-                loss, figures = batch_loss(self.model, self.heads, batch, self.patch_id)
+                loss, answer, balance = batch_loss(self.model, self.heads, batch, self.patch_id)
                 loss.backward()
         else:
-            loss, figures = batch_loss(self.model, self.heads, batch, self.patch_id)
+            loss, answer, balance = batch_loss(self.model, self.heads, batch, self.patch_id)
             loss.backward()
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        workers = self.options.workers
+        losses, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
+        losses[TASKS.index(batch.task)], counts[TASKS.index(batch.task)] = answer, 1.0
+        own = [float(batch.lengths.sum()), balance, passed if self.rank == 0 else 0.0, self.stop]
+        shared = average(self.parameters, torch.cat((losses, counts, torch.tensor(own))), workers)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
+        losses, counts, rest = shared.split((len(TASKS), len(TASKS), 4))
         self.step += 1
-        self.tokens += int(batch.lengths.sum())
-        for name, value in figures.items():
-            key = f"{batch.task}_{name}"
-            self.recent[key] = 0.9 * self.recent.get(key, value) + 0.1 * value
+        self.tokens += int(rest[0])
+        self.seconds += float(rest[2])
+        self.stop = bool(rest[3] > 0)
+        news = {"balance": float(rest[1]) / workers}
+        for task, total, count in zip(TASKS, losses.tolist(), counts.tolist(), strict=True):
+            if count:
+                news[task] = total / count
+        for name, value in news.items():
+            self.recent[name] = 0.9 * self.recent.get(name, value) + 0.1 * value
 
     def lengthen(self, stream: BatchStream) -> None:
         """Make passkey prompts longer once recall works at the present length."""
-        if self.recent.get("passkey_loss", 9.0) < 0.12 and self.longest < LONGEST_PASSKEY:
+        if self.recent.get("passkey", 9.0) < 0.12 and self.longest < LONGEST_PASSKEY:
             self.longest = min(LONGEST_PASSKEY, int(1.5 * self.longest))
-            stream.longest.value = self.longest
-            self.recent["passkey_loss"] = 0.5
+            stream.longest = self.longest
+            self.recent["passkey"] = 0.4
 
     def quick_scores(self) -> dict[str, float]:
         """Score small held-out sets (other seeds than the test of `evaluate.py`)."""
@@ -200,53 +210,92 @@ class Trainer:
         }
 
     def check(self) -> None:
-        """Measure on held-out data and keep the best weights."""
-        self.model.eval()
-        if self.progress >= QUANTISED_FROM:
+        """Measure on held-out data, save, and keep the best weights of the quantised part."""
+        if self.rank > 0:
+            return
+        if self.quantising:
             with self.quantiser.quantised():
                 scores = self.quick_scores()
         else:
             scores = self.quick_scores()
-        self.model.train()
         mean = sum(scores.values()) / len(scores)
         self.log({"stage": "check", "step": self.step, "seconds": round(self.seconds), **scores})
-        if self.progress >= QUANTISED_FROM and mean >= self.best:
+        if self.quantising and mean >= self.best:
             self.best = mean
             save(self.options.run / "best.pt", {"model": self.model.state_dict()})
+        self.save_last()
 
     def run(self) -> None:
         """Train until the time is used up."""
         self.prepare()
+        workers = self.options.workers
+        start = self.step * workers + self.rank
         stream = BatchStream(
-            self.tokenizer_path, self.options.seed, self.step, mixture(), self.longest
+            self.tokenizer, self.options.seed, start, workers, mixture(), self.longest
         )
         next_check = self.seconds + 60 * self.options.check_every
-        try:
-            while self.progress < 1.0:
-                start = time.monotonic()
-                self.train_step(stream.next())
-                self.seconds += time.monotonic() - start
-                self.lengthen(stream)
-                if self.step % 20 == 0:
-                    record = {"stage": "joint", "step": self.step, "seconds": round(self.seconds)}
-                    record |= {"tokens": self.tokens, "longest": self.longest}
-                    record |= {k: round(v, 4) for k, v in sorted(self.recent.items())}
-                    self.log(record)
-                if self.seconds >= next_check:
-                    self.check()
-                    self.save_last()
-                    next_check = self.seconds + 60 * self.options.check_every
-            self.check()
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", flush=True)
-        finally:
-            stream.close()
+        passed = 0.0
+        while self.progress < 1.0 and not self.stop:
+            begin = time.monotonic()
+            self.train_step(stream.next(), passed)
+            passed = time.monotonic() - begin
+            self.lengthen(stream)
+            if self.step % 20 == 0 and self.rank == 0:
+                record = {"stage": "joint", "step": self.step, "seconds": round(self.seconds)}
+                record |= {"tokens": self.tokens, "longest": self.longest}
+                self.log(record | {k: round(v, 4) for k, v in sorted(self.recent.items())})
+            if self.seconds >= next_check:
+                self.check()
+                next_check += 60 * self.options.check_every
+                passed = 0.0
+        if self.stop and self.rank == 0:
             self.save_last()
+            print("stopped; the same command goes on from here", flush=True)
+        elif self.rank == 0:
+            self.check()
+
+
+def log_record(run: Path, record: dict) -> None:
+    """Append a record to the log of a run and show it."""
+    with (run / "log.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(record, flush=True)
+
+
+def pretrain_vision(options: argparse.Namespace) -> None:
+    """Train the vision tower alone, unless the run has one already."""
+    if (options.run / "vision.pt").exists():
+        return
+    torch.set_num_threads(options.workers)
+    torch.manual_seed(options.seed)
+    model, heads = Cria(TEXT, VISION), SightHeads()
+    steps, seed = options.vision_steps, options.seed + 100
+    train_vision(model, heads, steps, seed, lambda record: log_record(options.run, record))
+    tower = {k: v for k, v in model.state_dict().items() if not k.startswith("language_model")}
+    save(options.run / "vision.pt", {"model": tower, "heads": heads.state_dict()})
+
+
+def work(rank: int, options: argparse.Namespace) -> None:
+    """Run one worker."""
+    join(rank, options.workers, options.port)
+    Trainer(options, rank).run()
 
 
 def main() -> None:
-    """Run the training."""
-    Trainer(parse_arguments()).run()
+    """Run both stages."""
+    options = parse_arguments()
+    options.run.mkdir(parents=True, exist_ok=True)
+    load_tokenizer(str(options.run / "tokenizer.json"))
+    pretrain_vision(options)
+    if options.workers == 1:
+        work(0, options)
+        return
+    processes = torch.multiprocessing.start_processes(
+        work, (options,), options.workers, join=False, start_method="spawn"
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while not processes.join():
+        pass
 
 
 if __name__ == "__main__":

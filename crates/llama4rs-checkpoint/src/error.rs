@@ -39,7 +39,7 @@ pub enum Error {
         problem: String,
     },
     /// A file that another file promises is not there.
-    #[error("{path}: missing, but {promised_by} names it; download the checkpoint again")]
+    #[error("{path}: missing, but {promised_by} calls for it; download the checkpoint again")]
     MissingFile {
         /// The file that is not there.
         path: PathBuf,

@@ -43,7 +43,7 @@ impl Shards {
         for name in names {
             let path = directory.join(&name);
             if index.is_some() && !path.exists() {
-                return Err(Error::MissingFile { path, promised_by: INDEX.into() });
+                return Err(Error::MissingFile { path, promised_by: INDEX.to_owned() });
             }
             let (file, header) = SafetensorsFile::open_with_header(path)?;
             hasher.update(name.as_bytes()).update(&(header.len() as u64).to_le_bytes());
@@ -51,9 +51,8 @@ impl Shards {
             shards.add(file, index.as_ref())?;
         }
         shards.fingerprint = hasher.finalize();
-        match index {
-            Some(index) => shards.check_index(&index)?,
-            None => {}
+        if let Some(index) = index {
+            shards.check_index(&index)?;
         }
         Ok(shards)
     }
@@ -151,20 +150,25 @@ fn unindexed_names(directory: &Path) -> Result<Vec<String>> {
         names.extend(entry.file_name().into_string());
     }
     names.sort_unstable();
-    let with = |ending: &str| names.iter().filter(|name| name.ends_with(ending)).cloned();
-    let safetensors: Vec<String> = with(".safetensors").collect();
-    if let Some(shard) = safetensors.iter().find(|name| name.contains("-of-")) {
-        return Err(Error::MissingFile {
-            path: directory.join(INDEX),
-            promised_by: format!("{shard} is one of several files and"),
-        });
+    let ends = |ending: &'static str| move |name: &&String| name.ends_with(ending);
+    let safetensors: Vec<String> = names.iter().filter(ends(".safetensors")).cloned().collect();
+    for name in &safetensors {
+        if let Some(missing) = siblings(name).find(|sibling| !names.contains(sibling)) {
+            return Err(Error::MissingFile {
+                path: directory.join(missing),
+                promised_by: format!("the name of {name}"),
+            });
+        }
     }
     if !safetensors.is_empty() {
         return Ok(safetensors);
     }
-    match [".gguf", ".pth", ".bin", ".pt"].iter().find_map(|ending| with(ending).next()) {
+    match [".gguf", ".pth", ".bin", ".pt"]
+        .into_iter()
+        .find_map(|ending| names.iter().find(ends(ending)))
+    {
         Some(other) => Err(Error::Unsupported {
-            path: directory.join(&other),
+            path: directory.join(other),
             what: "this file format".into(),
             hint: "give a Hugging Face checkpoint with safetensors files".into(),
         }),
@@ -173,4 +177,16 @@ fn unindexed_names(directory: &Path) -> Result<Vec<String>> {
             problem: format!("no weights: neither {INDEX} nor any *.safetensors file"),
         }),
     }
+}
+
+/// All names of the set that `model-00002-of-00003.safetensors` says it belongs to.
+fn siblings(name: &str) -> impl Iterator<Item = String> + '_ {
+    let parse = || {
+        let (rest, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        Some((stem, number.len(), count, count.parse::<usize>().ok()?.min(100_000)))
+    };
+    parse().into_iter().flat_map(|(stem, width, count_text, count)| {
+        (1..=count).map(move |n| format!("{stem}-{n:0width$}-of-{count_text}.safetensors"))
+    })
 }

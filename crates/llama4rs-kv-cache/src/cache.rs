@@ -135,17 +135,21 @@ struct Pool<B: Backend> {
 }
 
 impl<B: Backend> Pool<B> {
-    fn new(backend: &B, geometry: KvGeometry) -> Result<Self> {
+    /// A pool for the layers of one kind; `None` when there are none.
+    fn new(backend: &B, geometry: KvGeometry) -> Result<Option<Self>> {
+        if geometry.num_layers == 0 {
+            return Ok(None);
+        }
         let storage = backend.kv_pool(geometry)?;
-        Ok(Self { geometry, allocator: PageAllocator::default(), storage })
+        Ok(Some(Self { geometry, allocator: PageAllocator::default(), storage }))
     }
 }
 
 /// Keys and values of all sequences on one device.
 pub struct KvCache<B: Backend> {
     layout: KvLayout,
-    chunked: Pool<B>,
-    global: Pool<B>,
+    chunked: Option<Pool<B>>,
+    global: Option<Pool<B>>,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -191,9 +195,7 @@ impl<B: Backend> KvCache<B> {
         ];
         let mut outcome = Ok(());
         for (pool, table, step) in parts {
-            if pool.geometry.num_layers == 0 || outcome.is_err() {
-                continue;
-            }
+            let (Some(pool), Ok(())) = (pool, &outcome) else { continue };
             table.extend(
                 &mut pool.allocator,
                 positions.clone(),
@@ -222,37 +224,51 @@ impl<B: Backend> KvCache<B> {
 
     /// Forgets tokens that were reserved and not committed.
     pub fn rollback(&mut self, sequence: &mut SequenceKv) {
-        sequence.chunked.trim(&mut self.chunked.allocator, sequence.len);
-        sequence.global.trim(&mut self.global.allocator, sequence.len);
+        if let Some(pool) = &mut self.chunked {
+            sequence.chunked.trim(&mut pool.allocator, sequence.len);
+        }
+        if let Some(pool) = &mut self.global {
+            sequence.global.trim(&mut pool.allocator, sequence.len);
+        }
     }
 
     /// Frees all pages of a sequence.
     pub fn release(&mut self, mut sequence: SequenceKv) {
-        sequence.chunked.clear(&mut self.chunked.allocator);
-        sequence.global.clear(&mut self.global.allocator);
+        if let Some(pool) = &mut self.chunked {
+            sequence.chunked.clear(&mut pool.allocator);
+        }
+        if let Some(pool) = &mut self.global {
+            sequence.global.clear(&mut pool.allocator);
+        }
     }
 
     /// The device's pages of one kind, to write to.
+    ///
+    /// # Panics
+    /// When the model has no layer of this kind.
     pub fn storage_mut(&mut self, kind: PoolKind) -> &mut B::KvPool {
-        match kind {
-            PoolKind::Chunked => &mut self.chunked.storage,
-            PoolKind::Global => &mut self.global.storage,
-        }
+        let pool = match kind {
+            PoolKind::Chunked => &mut self.chunked,
+            PoolKind::Global => &mut self.global,
+        };
+        &mut pool.as_mut().expect("a layer of this kind exists").storage
     }
 
     /// The device's pages of one kind, to read.
+    ///
+    /// # Panics
+    /// When the model has no layer of this kind.
     pub fn storage(&self, kind: PoolKind) -> &B::KvPool {
-        match kind {
-            PoolKind::Chunked => &self.chunked.storage,
-            PoolKind::Global => &self.global.storage,
-        }
+        let pool = match kind {
+            PoolKind::Chunked => &self.chunked,
+            PoolKind::Global => &self.global,
+        };
+        &pool.as_ref().expect("a layer of this kind exists").storage
     }
 
     /// Bytes of the pages in use.
     pub fn bytes_in_use(&self) -> usize {
-        [&self.chunked, &self.global]
-            .map(|pool| pool.allocator.in_use() * pool.geometry.page_bytes())
-            .iter()
-            .sum()
+        let pools = [&self.chunked, &self.global].into_iter().flatten();
+        pools.map(|pool| pool.allocator.in_use() * pool.geometry.page_bytes()).sum()
     }
 }

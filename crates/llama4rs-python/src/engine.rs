@@ -159,6 +159,11 @@ impl Engine {
         self.warnings.clone()
     }
 
+    /// Bytes of key/value pages in use; `None` while a step is being computed.
+    fn kv_bytes_in_use(&self) -> Option<usize> {
+        self.engine.kv_bytes_in_use()
+    }
+
     /// Sizes of the model and where its bytes go.
     fn summary<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let model = self.engine.model();

@@ -3,8 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{sync_channel, RecvTimeoutError};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use llama4rs_checkpoint::Progress;
@@ -18,6 +17,25 @@ use crate::guard::contained;
 struct Board {
     latest: Mutex<Option<(String, u64, u64)>>,
     stop: AtomicBool,
+    finished: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Board {
+    fn finish(&self) {
+        *self.finished.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits a little; whether the work has ended.
+    fn wait(&self) -> bool {
+        let finished = self.finished.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let pause = Duration::from_millis(50);
+        match self.changed.wait_timeout_while(finished, pause, |finished| !*finished) {
+            Ok((finished, _)) => *finished,
+            Err(_) => true,
+        }
+    }
 }
 
 impl Progress for Board {
@@ -41,18 +59,16 @@ pub(crate) fn run<T: Send>(
     work: impl FnOnce(&dyn Progress) -> T + Send,
 ) -> PyResult<T> {
     let board = Board::default();
-    let (sender, receiver) = sync_channel::<()>(1);
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
             let outcome = contained(|| work(&board));
-            // The receiver waits for this in the loop below; if it has left, nobody cares.
-            let _ = sender.send(());
+            board.finish();
             outcome
         });
         let mut raised = None;
         let mut shown = None;
         loop {
-            let finished = py.detach(|| receiver.recv_timeout(Duration::from_millis(50)));
+            let finished = py.detach(|| board.wait());
             let latest = board.latest.lock().map(|latest| latest.clone()).unwrap_or(None);
             if raised.is_none() {
                 let mut outcome = py.check_signals();
@@ -67,7 +83,7 @@ pub(crate) fn run<T: Send>(
                 }
                 shown = latest;
             }
-            if !matches!(finished, Err(RecvTimeoutError::Timeout)) {
+            if finished {
                 break;
             }
         }

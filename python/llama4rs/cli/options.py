@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+import sys
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
 from ..llm import Llama4
-
-__all__ = [
-    "MODEL_HELP",
-    "Device",
-    "Json",
-    "KvCache",
-    "LocalFilesOnly",
-    "LogLevel",
-    "MaxContext",
-    "MaxTokens",
-    "MinP",
-    "RepetitionPenalty",
-    "Revision",
-    "Seed",
-    "Stop",
-    "Temperature",
-    "Threads",
-    "TopK",
-    "TopP",
-    "Weights",
-    "open_model",
-]
+from .reporting import warn
 
 MODEL_HELP = "Model directory or Hugging Face id; the demo model if left out."
 
-_SAMPLING = "Sampling"
-_MODEL = "Model"
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_model = partial(typer.Option, rich_help_panel="Model")
 
 MaxTokens = Annotated[
-    Optional[int], typer.Option("--max-tokens", "-n", help="Most new tokens.", min=1, rich_help_panel=_SAMPLING)
+    int | None, _sampling("--max-tokens", "-n", min=1, help="Most new tokens. [default: 4096]")
 ]
+Temperature = Annotated[
+    float | None,
+    _sampling("--temperature", "-t", min=0, help="0 always takes the most probable token."),
+]
+TopP = Annotated[
+    float | None, _sampling(max=1, help="Sample from the best tokens of this total probability.")
+]
+TopK = Annotated[int | None, _sampling(min=0, help="Sample from this many of the best tokens.")]
+MinP = Annotated[
+    float | None, _sampling(min=0, max=1, help="Drop tokens below this share of the best one's.")
+]
+RepetitionPenalty = Annotated[
+    float | None, _sampling(help="Above 1: repeat less of what was there before.")
+]
+Stop = Annotated[
+    list[str] | None, _sampling("--stop", metavar="TEXT", help="End before TEXT. May be repeated.")
+]
+Seed = Annotated[int, _sampling("--seed", "-s", min=0, help="Same seed, same text.")]
+
+Weights = Annotated[
+    str | None,
+    _model("--weights", "-w", metavar="FORMAT", help="Convert while reading: int4, int8, bf16..."),
+]
+Device = Annotated[str, _model(help="What computes: auto or cpu.")]
+Threads = Annotated[int | None, _model(min=1, help="Threads. [default: one per core]")]
+MaxContext = Annotated[int | None, _model(min=1, help="Most tokens of prompt and output together.")]
+KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Format of keys and values.")]
+Revision = Annotated[
+    str | None, _model(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
+]
+LocalFilesOnly = Annotated[bool, _model("--local-files-only", help="Never use the network.")]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def open_model(model: str | None, **options: Any) -> Llama4:
+    """Opens a model; a progress bar shows on a terminal, remarks go to standard error."""
+    llm = Llama4(model, progress=sys.stderr.isatty(), **options)
+    for remark in llm.warnings:
+        warn(remark)
+    return llm

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from ..errors import Llama4Error, OutOfMemoryError
+from ..errors import Llama4Error
 
 __all__ = ["fail", "reported", "warn"]
 
@@ -51,8 +51,7 @@ def fail(error: BaseException) -> None:
     if isinstance(error, MemoryError) and not hint:
         problem = problem or "out of memory"
         hint = "try --weights int4, a smaller --max-context, or a smaller model"
-    if isinstance(error, OutOfMemoryError) or isinstance(error, Llama4Error) or problem:
-        print(f"error: {problem or type(error).__name__}", file=sys.stderr)
+    print(f"error: {problem or type(error).__name__}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
 

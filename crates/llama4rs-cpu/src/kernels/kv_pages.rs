@@ -144,29 +144,39 @@ fn bf16_bits(value: f32) -> u16 {
 
 /// Zeroed memory that stays where it is.
 struct Chunk {
-    pointer: NonNull<u8>,
+    /// What was allocated.
+    memory: NonNull<u8>,
     layout: Layout,
+    /// The first aligned byte of it.
+    pointer: NonNull<u8>,
 }
 
 impl Chunk {
+    /// Asks for no more than the allocator's own alignment: only then does zeroed
+    /// memory come straight from the system, untouched.
     fn zeroed(bytes: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).ok()?;
+        let layout = Layout::from_size_align(bytes.checked_add(ALIGNMENT)?, 16).ok()?;
         // SAFETY: the size is not zero.
-        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { pointer, layout })
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let skip = memory.as_ptr().align_offset(ALIGNMENT);
+        // SAFETY: `skip < ALIGNMENT`, which the layout has to spare.
+        let pointer = unsafe { memory.add(skip) };
+        Some(Self { memory, layout, pointer })
     }
 
     fn bytes(&self) -> &[u8] {
         // SAFETY: the chunk owns these initialised bytes; `plane_mut` is only
         // reached through an exclusive borrow of the pool.
-        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.layout.size()) }
+        unsafe {
+            std::slice::from_raw_parts(self.pointer.as_ptr(), self.layout.size() - ALIGNMENT)
+        }
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout, freed once.
-        unsafe { dealloc(self.pointer.as_ptr(), self.layout) }
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
     }
 }
 

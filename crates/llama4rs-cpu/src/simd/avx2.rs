@@ -27,7 +27,7 @@ unsafe fn enabled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
 
 /// `f` of both halves.
 macro_rules! halves {
-    ($f:ident $(::<$c:expr>)?, $($argument:expr),+) => {
+    ($f:ident $(::<$c:literal>)?, $($argument:expr),+) => {
         // SAFETY: the token of the method proves the features.
         unsafe { ($f$(::<$c>)?($($argument.0),+), $f$(::<$c>)?($($argument.1),+)) }
     };

@@ -3,7 +3,7 @@
 use crate::simd::Simd;
 
 /// The codes of one weight format.
-pub trait Codes: Copy + Default + Send + Sync + 'static {
+pub trait Codes: Copy + Send + Sync + 'static {
     /// Inputs in one line.
     const LINE_COLS: usize;
     /// Whether groups of inputs have scales.
@@ -17,7 +17,7 @@ macro_rules! codes {
     ($($name:ident: $cols:literal inputs, scaled: $scaled:literal, $method:ident $(::<$j:ident>)?;)+) => {
         $(
             #[doc = concat!("Lines of `", stringify!($name), "` weights.")]
-            #[derive(Clone, Copy, Default)]
+            #[derive(Clone, Copy)]
             pub struct $name;
 
             impl Codes for $name {

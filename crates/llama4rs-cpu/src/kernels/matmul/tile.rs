@@ -1,5 +1,6 @@
 //! The brick of every matrix product: `R` rows of activations times `P` panels.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use llama4rs_tensor::WeightFormat;
@@ -87,7 +88,7 @@ fn run<S: Simd, C: Codes, const R: usize, const P: usize>(
     let group = matrix.format.group().unwrap_or(padded_cols);
     assert!(x.len() >= R * padded_cols && out.len() >= R * P * LANES, "tile buffers");
     assert!(!C::SCALED || group % C::LINE_COLS == 0, "whole lines per group");
-    simd.run(TileProduct::<C, R, P> { panels, padded_cols, group, x, out, codes: C::default() })
+    simd.run(TileProduct::<C, R, P> { panels, padded_cols, group, x, out, codes: PhantomData::<C> })
 }
 
 /// See the comment of [`super`] for the order of operations.
@@ -97,7 +98,7 @@ struct TileProduct<'a, C: Codes, const R: usize, const P: usize> {
     group: usize,
     x: &'a [f32],
     out: &'a mut [f32],
-    codes: C,
+    codes: PhantomData<C>,
 }
 
 /// One input of every panel times one input of every row.

@@ -1,0 +1,343 @@
+//! [`Backend`] for [`Cpu`]: shape checks, then one kernel per call.
+
+use llama4rs_tensor::format::GROUP_SIZES;
+use llama4rs_tensor::{
+    Backend, Error, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, Result, Slot,
+};
+
+use crate::kernels::kv_pages::KvPages;
+use crate::kernels::matmul::Panels;
+use crate::kernels::{attention, elementwise, embed, experts, matmul, rms_norm, rope, route, swiglu};
+use crate::{Cpu, Routing, Tensor};
+
+/// An error of `operation` unless `fits`.
+fn require(
+    fits: bool,
+    operation: &'static str,
+    expected: impl FnOnce() -> String,
+    got: impl FnOnce() -> String,
+) -> Result<()> {
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::shape(operation, expected(), got()))
+    }
+}
+
+/// An error unless `cols` are whole heads of `head_dim`.
+fn require_heads(operation: &'static str, cols: usize, head_dim: usize) -> Result<()> {
+    let fits = head_dim > 0 && cols % head_dim == 0;
+    require(fits, operation, || format!("heads of {head_dim}"), || format!("{cols} columns"))
+}
+
+/// `[rows, cols]` of a tensor, for messages.
+fn shape_of(x: &Tensor) -> String {
+    format!("[{}, {}]", x.rows(), x.cols())
+}
+
+/// An error unless `x` is `[rows, cols]`.
+fn require_shape(operation: &'static str, x: &Tensor, rows: usize, cols: usize) -> Result<()> {
+    let fits = x.rows() == rows && x.cols() == cols;
+    require(fits, operation, || format!("[{rows}, {cols}]"), || shape_of(x))
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Vector = Vec<f32>;
+    type Matrix = PackedMatrix;
+    type KvPool = KvPages;
+    type Routing = Routing;
+
+    fn description(&self) -> String {
+        let threads = self.num_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu ({}, {threads} thread{plural})", self.instruction_set())
+    }
+
+    fn empty(&self) -> Tensor {
+        Tensor::default()
+    }
+
+    fn upload(&self, values: &[f32], cols: usize) -> Result<Tensor> {
+        Tensor::from_values(values, cols)
+    }
+
+    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.values().to_vec())
+    }
+
+    fn shape(&self, x: &Tensor) -> (usize, usize) {
+        (x.rows(), x.cols())
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn matrix(&self, packed: PackedMatrix) -> Result<PackedMatrix> {
+        let group = packed.format().group();
+        require(
+            group.is_none_or(|group| GROUP_SIZES.contains(&group)) && packed.stack() > 0,
+            "matrix",
+            || format!("at least one matrix, in groups of {GROUP_SIZES:?}"),
+            || format!("{} x {}", packed.stack(), packed.format()),
+        )?;
+        Ok(packed)
+    }
+
+    fn embed(&self, table: &PackedMatrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
+        require_single("embed", table)?;
+        let beyond = ids.iter().find(|&&id| id as usize >= table.rows());
+        require(
+            beyond.is_none(),
+            "embed",
+            || format!("ids below {}", table.rows()),
+            || format!("{beyond:?}"),
+        )?;
+        out.resize(ids.len(), table.cols())?;
+        embed::embed(&self.threads, &Panels::of(table, 0), ids, out);
+        Ok(())
+    }
+
+    fn select_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        let beyond = rows.iter().find(|&&row| row as usize >= x.rows());
+        require(
+            beyond.is_none(),
+            "select_rows",
+            || format!("rows below {}", x.rows()),
+            || format!("{beyond:?}"),
+        )?;
+        out.resize(rows.len(), x.cols())?;
+        elementwise::select_rows(&self.threads, x, rows, out);
+        Ok(())
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        require_shape("add", y, x.rows(), x.cols())?;
+        elementwise::add(&self.threads, x.values_mut(), y.values());
+        Ok(())
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32, out: &mut Tensor) -> Result<()> {
+        require(
+            x.cols() == weight.len(),
+            "rms_norm",
+            || format!("{} columns", weight.len()),
+            || shape_of(x),
+        )?;
+        out.resize(x.rows(), x.cols())?;
+        if !x.values().is_empty() {
+            let out = out.values_mut();
+            rms_norm::rms_norm(self.dispatch, &self.threads, x.values(), weight, eps, out);
+        }
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        x: &Tensor,
+        weights: &[&PackedMatrix],
+        outs: &mut [&mut Tensor],
+    ) -> Result<()> {
+        require(
+            weights.len() == outs.len(),
+            "matmul",
+            || format!("{} outputs", weights.len()),
+            || outs.len().to_string(),
+        )?;
+        for weights in weights {
+            require_single("matmul", weights)?;
+            require(
+                weights.cols() == x.cols(),
+                "matmul",
+                || format!("{} columns", weights.cols()),
+                || shape_of(x),
+            )?;
+        }
+        self.packed_rows.with(|scratch| {
+            matmul::matmul(self.dispatch, &self.threads, scratch, x, weights, outs)
+        })
+    }
+
+    fn swiglu(&self, gate: &mut Tensor, up: &Tensor) -> Result<()> {
+        require_shape("swiglu", up, gate.rows(), gate.cols())?;
+        swiglu::swiglu(self.dispatch, &self.threads, gate.values_mut(), up.values());
+        Ok(())
+    }
+
+    fn rope(&self, x: &mut Tensor, rotations: &Tensor, head_dim: usize) -> Result<()> {
+        require_heads("rope", x.cols(), head_dim)?;
+        require_heads("rope", head_dim, 2)?;
+        require_shape("rope", rotations, x.rows(), head_dim)?;
+        let cols = x.cols();
+        if cols > 0 {
+            let (x, rotations) = (x.values_mut(), rotations.values());
+            rope::rope(self.dispatch, &self.threads, x, cols, rotations, head_dim);
+        }
+        Ok(())
+    }
+
+    fn head_norm(&self, x: &mut Tensor, head_dim: usize, eps: f32) -> Result<()> {
+        require_heads("head_norm", x.cols(), head_dim)?;
+        rms_norm::head_norm(self.dispatch, &self.threads, x.values_mut(), head_dim, eps);
+        Ok(())
+    }
+
+    fn scale_rows(&self, x: &mut Tensor, scales: &Tensor) -> Result<()> {
+        require_shape("scale_rows", scales, x.rows(), 1)?;
+        elementwise::scale_rows(&self.threads, x, scales.values());
+        Ok(())
+    }
+
+    fn kv_pool(&self, geometry: KvGeometry) -> Result<KvPages> {
+        KvPages::new(geometry)
+    }
+
+    fn kv_reserve(&self, pool: &mut KvPages, num_pages: usize) -> Result<()> {
+        pool.reserve(num_pages)
+    }
+
+    fn write_kv(
+        &self,
+        pool: &mut KvPages,
+        layer: usize,
+        slots: &[Slot],
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        require_layer("write_kv", &geometry, layer)?;
+        let cols = geometry.num_kv_heads * geometry.head_dim;
+        require_shape("write_kv", keys, slots.len(), cols)?;
+        require_shape("write_kv", values, slots.len(), cols)?;
+        let beyond = slots.iter().find(|slot| {
+            slot.page as usize >= pool.num_pages() || slot.offset as usize >= geometry.page_tokens
+        });
+        require(
+            beyond.is_none(),
+            "write_kv",
+            || format!("slots in {} pages of {} tokens", pool.num_pages(), geometry.page_tokens),
+            || format!("{beyond:?}"),
+        )?;
+        pool.write(&self.threads, layer, slots, keys, values);
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        pool: &KvPages,
+        layer: usize,
+        queries: &Tensor,
+        spans: &[KvSpan],
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        require_layer("attend", &geometry, layer)?;
+        require_heads("attend", queries.cols(), geometry.head_dim * geometry.num_kv_heads)?;
+        require_spans(pool, queries.rows(), spans)?;
+        self.attention_scratch.with(|scratch| {
+            attention::attend(
+                self.dispatch,
+                &self.threads,
+                scratch,
+                pool,
+                layer,
+                queries,
+                spans,
+                scale,
+                out,
+            )
+        })
+    }
+
+    fn route(&self, logits: &Tensor, top_k: usize) -> Result<Routing> {
+        require(
+            (1..=logits.cols()).contains(&top_k),
+            "route",
+            || format!("1 to {} experts per row", logits.cols()),
+            || top_k.to_string(),
+        )?;
+        Ok(route::route(logits, top_k))
+    }
+
+    fn routed_experts(&self, routing: &Routing) -> Result<Vec<u32>> {
+        Ok(routing.experts.clone())
+    }
+
+    fn experts(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        weights: ExpertWeights<'_, PackedMatrix>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let ExpertWeights { gate, up, down } = weights;
+        let (hidden, intermediate) = (gate.cols(), gate.rows());
+        for (matrix, rows, cols) in
+            [(gate, intermediate, hidden), (up, intermediate, hidden), (down, hidden, intermediate)]
+        {
+            require(
+                [matrix.stack(), matrix.rows(), matrix.cols()] == [routing.num_experts, rows, cols],
+                "experts",
+                || format!("{} x [{rows}, {cols}]", routing.num_experts),
+                || format!("{} x [{}, {}]", matrix.stack(), matrix.rows(), matrix.cols()),
+            )?;
+        }
+        require_shape("experts", x, routing.rows, hidden)?;
+        require_shape("experts", out, routing.rows, hidden)?;
+        self.expert_scratch.with(|scratch| {
+            experts::experts(self.dispatch, &self.threads, scratch, x, routing, weights, out)
+        })
+    }
+}
+
+fn require_single(operation: &'static str, matrix: &PackedMatrix) -> Result<()> {
+    require(
+        matrix.stack() == 1,
+        operation,
+        || "a single matrix".to_owned(),
+        || format!("a stack of {}", matrix.stack()),
+    )
+}
+
+fn require_layer(operation: &'static str, geometry: &KvGeometry, layer: usize) -> Result<()> {
+    let layers = geometry.num_layers;
+    let fits = layer < layers;
+    require(fits, operation, || format!("a layer below {layers}"), || layer.to_string())
+}
+
+/// An error unless each span has its pages and no row is in two spans.
+fn require_spans(pool: &KvPages, rows: usize, spans: &[KvSpan]) -> Result<()> {
+    let mut ranges: Vec<_> = spans.iter().map(|span| span.rows.clone()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    let apart = ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
+    let inside = ranges.iter().all(|range| range.start <= range.end && range.end <= rows);
+    require(
+        apart && inside,
+        "attend",
+        || format!("spans apart from each other within {rows} rows"),
+        || format!("{ranges:?}"),
+    )?;
+    for KvSpan { rows: range, pages, visible } in spans {
+        if range.is_empty() {
+            continue;
+        }
+        let tokens = visible.checked_add(range.len() - 1);
+        let held = pages.len().saturating_mul(pool.geometry().page_tokens);
+        require(
+            *visible > 0 && tokens.is_some_and(|tokens| tokens <= held),
+            "attend",
+            || format!("1 to {held} visible tokens in {} pages", pages.len()),
+            || format!("{visible} for the first of {} rows", range.len()),
+        )?;
+        let beyond = pages.iter().find(|&&page| page as usize >= pool.num_pages());
+        require(
+            beyond.is_none(),
+            "attend",
+            || format!("pages below {}", pool.num_pages()),
+            || format!("{beyond:?}"),
+        )?;
+    }
+    Ok(())
+}

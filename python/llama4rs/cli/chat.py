@@ -1,0 +1,169 @@
+"""``llama4rs chat``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import RequestError
+from ..llm import Llama4
+from .options import (
+    MODEL_HELP,
+    Device,
+    Json,
+    KvCache,
+    LocalFilesOnly,
+    MaxContext,
+    MaxTokens,
+    MinP,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Weights,
+    open_model,
+)
+from .reporting import fail, reported
+from .terminal import print_json, print_statistics, write_piece
+
+__all__ = ["chat"]
+
+_COMMANDS = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+
+
+@reported
+def chat(
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    seed: Seed = 0,
+    weights: Weights = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    max_context: MaxContext = None,
+    kv_cache: KvCache = None,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
+    json: Json = False,
+) -> None:
+    """Talk to a model.
+
+    Each line is a message. /reset forgets the conversation, /exit leaves, Ctrl-C stops an answer.
+    From a pipe, each line of standard input is a message, and only the answers are printed.
+
+    Examples:
+
+        llama4rs chat
+
+        llama4rs chat scout-int4 --system "You answer in one sentence."
+
+        echo "Tell me a story." | llama4rs chat --json
+    """
+    llm = open_model(
+        model,
+        weights=weights,
+        device=device,
+        threads=threads,
+        max_context=max_context,
+        kv_cache=kv_cache,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    conversation = _Conversation(
+        llm,
+        system,
+        {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop or None,
+            "seed": seed,
+        },
+        json=json,
+    )
+    if sys.stdin.isatty():
+        _talk(conversation)
+        return
+    for line in sys.stdin:
+        conversation.take(line.strip())
+        if conversation.over:
+            break
+
+
+class _Conversation:
+    """The messages so far, and what each line of input does to them."""
+
+    def __init__(
+        self, llm: Llama4, system: str | None, options: Mapping[str, Any], *, json: bool
+    ) -> None:
+        self._llm = llm
+        self._options = options
+        self._json = json
+        self._beginning = [] if system is None else [{"role": "system", "content": system}]
+        self._messages: list[dict[str, Any]] = [*self._beginning]
+        self.over = False
+
+    def take(self, line: str) -> None:
+        """Answers a message, or does what a command says."""
+        if line in ("/exit", "/quit"):
+            self.over = True
+        elif line == "/reset":
+            self._messages = [*self._beginning]
+        elif line == "/help":
+            print(_COMMANDS, file=sys.stderr)
+        elif line.startswith("/") and " " not in line and "/" not in line[1:]:
+            print(f"unknown command {line}. {_COMMANDS}", file=sys.stderr)
+        elif line:
+            self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        messages = [*self._messages, {"role": "user", "content": line}]
+        stream = self._llm.chat_stream(messages, **self._options)
+        for piece in stream:
+            if not self._json:
+                write_piece(piece)
+        output = stream.output
+        if self._json:
+            print_json(output.to_dict(), indent=None)
+        else:
+            write_piece("\n")
+            print_statistics(output)
+        # Only a complete exchange is remembered.
+        self._messages = [*messages, output.message or {}]
+
+
+def _talk(conversation: _Conversation) -> None:
+    """Reads lines from a person until the conversation is over."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history in `input`)
+    print(_COMMANDS, file=sys.stderr)
+    while not conversation.over:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        try:
+            conversation.take(line)
+        except KeyboardInterrupt:
+            print("\n(stopped; the exchange is forgotten)", file=sys.stderr)
+        except RequestError as error:
+            fail(error)
+            print("/reset starts again with an empty context.", file=sys.stderr)

@@ -1,0 +1,121 @@
+"""``llama4rs generate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import RequestError
+from .options import (
+    MODEL_HELP,
+    Device,
+    Json,
+    KvCache,
+    LocalFilesOnly,
+    MaxContext,
+    MaxTokens,
+    MinP,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Weights,
+    open_model,
+)
+from .reporting import reported
+from .terminal import print_json, print_statistics, write_piece
+
+__all__ = ["generate"]
+
+
+@reported
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to go on with; '-' or nothing reads standard input."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's message, not raw text.")
+    ] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    seed: Seed = 0,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --json: log probabilities, and those of this many more."),
+    ] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    max_context: MaxContext = None,
+    kv_cache: KvCache = None,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
+    json: Json = False,
+) -> None:
+    """Continue a text, or answer one message.
+
+    A raw prompt may hold special tokens such as <|eot|>; the text appears while it is written.
+
+    Examples:
+
+        llama4rs generate "Once upon a time"
+
+        llama4rs generate --chat "Tell me a story." --temperature 0 --json
+
+        cat notes.txt | llama4rs generate -m scout-int4 -n 200 --stop "###"
+    """
+    text = _read_prompt(prompt)
+    llm = open_model(
+        model,
+        weights=weights,
+        device=device,
+        threads=threads,
+        max_context=max_context,
+        kv_cache=kv_cache,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    request = [{"role": "user", "content": text}] if chat else text
+    stream = llm.stream(
+        request,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop or None,
+        seed=seed,
+        logprobs=logprobs,
+    )
+    for piece in stream:
+        if not json:
+            write_piece(piece)
+    if json:
+        print_json(stream.output.to_dict())
+        return
+    write_piece("\n")
+    print_statistics(stream.output)
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise RequestError(
+            'no prompt\nhint: llama4rs generate "Once upon a time", or pipe a text into it'
+        )
+    return sys.stdin.read()

@@ -1,0 +1,154 @@
+"""``llama4rs info``, ``pack`` and ``verify``: model directories."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import RequestError
+from ..packing import inspect
+from ..packing import pack as pack_model
+from ..packing import verify as verify_model
+from ..summary import byte_count, group_rows, number, table_text, tensor_groups
+from .options import MODEL_HELP, Json, LocalFilesOnly, Revision, Threads
+from .reporting import reported, warn
+from .terminal import print_json
+
+__all__ = ["info", "pack", "verify"]
+
+
+@reported
+def info(
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Show what a model directory holds, and this machine.
+
+    Reads headers only. A model on the hub must have been downloaded before.
+
+    Examples:
+
+        llama4rs info
+
+        llama4rs info scout-int4 --json
+    """
+    from .._llama4rs import cpu_features
+
+    found = inspect(model, revision=revision, local_files_only=True)
+    machine = cpu_features()
+    if json:
+        print_json({**found, "machine": machine})
+        return
+    kind = found["kind"]
+    weights = found.get("weights")
+    rows = [
+        ("model", model or "cria, the demo model"),
+        ("kind", f"{kind}, {weights}" if weights else kind),
+        ("parameters", number(found["parameters"])),
+        ("size", byte_count(found["bytes"])),
+        *_config_rows(found["config"]),
+        (
+            "this machine",
+            f"{machine['instruction_set']} (of {', '.join(machine['available'])}), "
+            f"{machine['threads']} threads",
+        ),
+    ]
+    print(table_text(rows))
+    print()
+    _print_tensors(found)
+
+
+@reported
+def pack(
+    source: Annotated[str, typer.Argument(help="Model directory or Hugging Face id.")],
+    destination: Annotated[str, typer.Argument(help="Directory to make.")],
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", metavar="FORMAT", help="int4, int8, bf16...")
+    ] = "int4",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="'PATTERN=FORMAT'",
+            help="Another format for tensors whose name matches. May be repeated, first one wins.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace DESTINATION.")] = False,
+    threads: Threads = None,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
+    json: Json = False,
+) -> None:
+    """Convert a published checkpoint into a directory that opens at once.
+
+    Examples:
+
+        llama4rs pack meta-llama/Llama-4-Scout-17B-16E-Instruct scout-int4
+
+        llama4rs pack scout scout-mixed -w int4 --policy '*.shared_expert.*=int8'
+    """
+    report = pack_model(
+        source,
+        destination,
+        weights=weights,
+        policy=[_rule(text) for text in policy or ()],
+        threads=threads,
+        force=force,
+        revision=revision,
+        local_files_only=local_files_only,
+        progress=sys.stderr.isatty(),
+    )
+    if json:
+        print_json(report)
+        return
+    _print_tensors(report)
+    print(f"\n{destination}: {byte_count(report['bytes'])}")
+    print(f"next: llama4rs chat {destination}")
+
+
+@reported
+def verify(
+    directory: Annotated[str, typer.Argument(help="A directory that `llama4rs pack` made.")],
+    json: Json = False,
+) -> None:
+    """Read a packed directory completely and check every checksum.
+
+    Example:
+
+        llama4rs verify scout-int4
+    """
+    report = verify_model(directory, progress=sys.stderr.isatty())
+    if json:
+        print_json(report)
+        return
+    print(
+        f"{directory} is intact: {report['tensors']} tensors, {report['files']} files, "
+        f"{byte_count(report['bytes'])}"
+    )
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, equals, form = text.rpartition("=")
+    if not (pattern and equals and form):
+        raise RequestError(f"--policy takes PATTERN=FORMAT, got {text!r}")
+    return pattern, form
+
+
+def _print_tensors(report: dict[str, Any]) -> None:
+    print(table_text(group_rows(tensor_groups(report["tensors"])), right=(2, 3)))
+    for remark in report.get("warnings", ()):
+        warn(remark)
+
+
+def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
+    text = config.get("text_config", config)
+    named = {
+        "layers": "num_hidden_layers",
+        "experts per layer": "num_local_experts",
+        "vocabulary": "vocab_size",
+        "context": "max_position_embeddings",
+    }
+    return [(label, f"{text[name]:,}") for label, name in named.items() if name in text]

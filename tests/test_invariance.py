@@ -1,0 +1,116 @@
+"""A request's results do not depend on how it was cut, on its company, or on the threads."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MakeCheckpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle.configs import TEXT
+from oracle.prompts import text_prompts
+
+from llama4rs._llama4rs import Engine, Request
+
+CONFIGS = ["scout_like", "odd_sizes", "top2"]
+
+
+def drain(request: Request) -> list[int]:
+    """Token ids of a request, driving the engine until it ends."""
+    tokens = []
+    while (event := request.next()) is not None:
+        if event.token_id is not None:
+            tokens.append(event.token_id)
+    return tokens
+
+
+@cache
+def engine(path: Path, weights: str, step_tokens: int, threads: int) -> Engine:
+    return Engine(str(path), weights=weights, step_tokens=step_tokens, threads=threads)
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_split_gives_the_same_logits(
+    checkpoint: MakeCheckpoint, name: str, weights: str
+) -> None:
+    path = checkpoint(name)
+    ids = text_prompts(TEXT[name])["60_tokens"]
+    whole = engine(path, weights, 512, 1).logits(ids)
+
+    @settings(max_examples=12, deadline=None)
+    @given(
+        step_tokens=st.integers(1, 60),
+        threads=st.integers(1, 3),
+        length=st.integers(1, len(ids)),
+    )
+    def check(step_tokens: int, threads: int, length: int) -> None:
+        cut = Engine(str(path), weights=weights, step_tokens=step_tokens, threads=threads)
+        np.testing.assert_array_equal(cut.logits(ids[:length]), whole[:length])
+
+    check()
+
+
+@pytest.mark.parametrize("weights", ["f32", "int4"])
+def test_company_does_not_matter(checkpoint: MakeCheckpoint, weights: str) -> None:
+    path = checkpoint("scout_like")
+    vocab = TEXT["scout_like"]["vocab_size"]
+    shared = engine(path, weights, 24, 2)
+
+    prompts = st.lists(st.integers(0, vocab - 1), min_size=1, max_size=40)
+
+    @settings(max_examples=10, deadline=None)
+    @given(prompts=st.lists(prompts, min_size=2, max_size=32), seed=st.integers(0, 2**64 - 1))
+    def check(prompts: list[list[int]], seed: int) -> None:
+        options = {"max_tokens": 12, "temperature": 1.0, "top_p": 0.9, "seed": seed}
+        together = [shared.submit(prompt, **options) for prompt in prompts]
+        answers = [drain(request) for request in together]
+        for prompt, answer in list(zip(prompts, answers, strict=True))[:3]:
+            assert drain(shared.submit(prompt, **options)) == answer
+
+    check()
+
+
+def test_threads_may_share_an_engine(checkpoint: MakeCheckpoint) -> None:
+    shared = engine(checkpoint("scout_like"), "f32", 8, 2)
+    ids = text_prompts(TEXT["scout_like"])["43_tokens"]
+    alone = drain(shared.submit(ids, max_tokens=20))
+    answers: dict[int, list[int]] = {}
+
+    def ask(index: int) -> None:
+        answers[index] = drain(shared.submit(ids, max_tokens=20))
+
+    workers = [threading.Thread(target=ask, args=(index,)) for index in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert answers == {index: alone for index in range(6)}
+
+
+def test_cancelling_leaves_the_others_alone(checkpoint: MakeCheckpoint) -> None:
+    shared = engine(checkpoint("scout_like"), "f32", 8, 1)
+    ids = text_prompts(TEXT["scout_like"])["43_tokens"]
+    alone = drain(shared.submit(ids, max_tokens=20))
+    doomed = shared.submit(ids, max_tokens=1000)
+    kept = shared.submit(ids, max_tokens=20)
+    assert doomed.next() is not None
+    doomed.cancel("enough")
+    assert drain(kept) == alone
+    assert doomed.finish_reason == "enough"
+    drain(doomed)
+    assert doomed.next() is None
+
+
+def test_dropping_a_request_ends_it(checkpoint: MakeCheckpoint) -> None:
+    shared = engine(checkpoint("scout_like"), "f32", 8, 1)
+    ids = text_prompts(TEXT["scout_like"])["43_tokens"]
+    request = shared.submit(ids, max_tokens=1000)
+    request.next()
+    assert shared.kv_bytes_in_use() > 0
+    del request
+    assert shared.kv_bytes_in_use() == 0
