@@ -30,6 +30,10 @@ class ChatTemplateError(Llama4Error, ValueError):
     """A conversation cannot be put into the prompt format."""
 
 
+class ImageError(Llama4Error, ValueError):
+    """Not an image, a damaged or too large one, or not as many images as the prompt has places."""
+
+
 class RequestError(Llama4Error, ValueError):
     """A request that can never run: option out of range, empty or too long prompt."""
 

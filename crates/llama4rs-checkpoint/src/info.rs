@@ -1,7 +1,15 @@
-//! Info.
-use crate::{Config, Result, TensorReport};
-use llama4rs_tensor::WeightFormat;
+//! What a checkpoint holds, from its headers alone.
+
 use std::path::Path;
+
+use llama4rs_tensor::WeightFormat;
+
+use crate::manifest;
+use crate::open::DEFAULT_WEIGHTS;
+use crate::packed_model::PackedModel;
+use crate::published::Published;
+use crate::tensor_specs::tensor_specs;
+use crate::{Config, Result, TensorReport, WeightSource};
 
 /// What the headers of a checkpoint tell.
 #[derive(Clone, Debug)]
@@ -16,12 +24,36 @@ pub struct ModelInfo {
     pub num_parameters: u64,
     /// Bytes of the weight files.
     pub bytes: u64,
-    /// Remarks.
+    /// Remarks for the user: tensors left aside, settings known to be wrong.
     pub warnings: Vec<String>,
 }
 
-/// Info from headers only.
+/// Reads the headers of a packed or published directory, no weights.
 pub fn info(path: impl AsRef<Path>) -> Result<ModelInfo> {
-    let _ = path.as_ref();
-    todo!()
+    let path = path.as_ref();
+    let mut info = if manifest::is_packed(path) {
+        let model = PackedModel::open(path)?;
+        ModelInfo {
+            config: model.config().clone(),
+            weights: Some(model.weights()),
+            tensors: model.report(),
+            num_parameters: 0,
+            bytes: model.file_bytes(),
+            warnings: model.warnings().to_vec(),
+        }
+    } else {
+        let published = Published::open(path)?;
+        let formats = published.formats(DEFAULT_WEIGHTS, &[])?;
+        ModelInfo {
+            weights: None,
+            tensors: published.report(&formats),
+            num_parameters: 0,
+            bytes: published.shards.data_bytes(),
+            warnings: published.warnings,
+            config: published.config,
+        }
+    };
+    let specs = tensor_specs(&info.config);
+    info.num_parameters = specs.iter().map(|spec| spec.shape.num_values()).sum();
+    Ok(info)
 }

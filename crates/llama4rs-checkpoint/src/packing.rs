@@ -3,6 +3,7 @@
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::WeightFormat;
 use rayon::prelude::*;
+use rayon::ThreadPool;
 
 use crate::published_names::{scale_name, Layout, Located};
 use crate::quantize::{pack_panel, PanelStats};
@@ -81,38 +82,56 @@ pub(crate) fn read_values(shards: &Shards, tensor: &str) -> Result<Vec<f32>> {
 }
 
 /// Packs every matrix and hands the bytes to `sink` in order, in pieces of whole
-/// panels: `sink(piece, source_bytes)`. Reading the next block and packing this
-/// one go on at the same time. Runs in the current thread pool.
+/// panels: `sink(piece, source_bytes)`, called on the current thread.
+///
+/// Three things go on at the same time: the pool packs block `n` and reads block
+/// `n + 1`, this thread hands over block `n - 1`.
 pub(crate) fn pack_matrices(
+    pool: &ThreadPool,
     matrices: &[SourceMatrix<'_>],
     format: WeightFormat,
-    mut sink: impl FnMut(&[u8], u64) -> Result<()> + Send,
+    mut sink: impl FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<Loss> {
     let jobs: Vec<_> = matrices
         .iter()
         .flat_map(|matrix| matrix.blocks().map(move |rows| (matrix, rows)))
         .collect();
     let mut loss = Loss::default();
-    let mut current = Block::default();
-    let mut next = Block::default();
-    let mut packed = Vec::new();
+    let (mut current, mut next) = (Block::default(), Block::default());
+    let (mut packed, mut finished) = (Vec::new(), Vec::new());
     if let Some((matrix, rows)) = jobs.first() {
-        matrix.read(rows.clone(), &mut current)?;
+        pool.install(|| matrix.read(rows.clone(), &mut current))?;
     }
-    for (n, (matrix, rows)) in jobs.iter().enumerate() {
-        let read_next = || match jobs.get(n + 1) {
-            Some((matrix, rows)) => matrix.read(rows.clone(), &mut next),
-            None => Ok(()),
-        };
-        let pack_this = || {
-            let stats = pack_block(matrix, &current, format, &mut packed);
-            add(&mut loss, matrix, rows.start, stats)?;
-            sink(&packed, (rows.len() * matrix.cols * matrix.element.bytes()) as u64)
-        };
-        let (packed, read) = rayon::join(pack_this, read_next);
-        packed?;
+    for n in 0..=jobs.len() {
+        let (this, following) = (jobs.get(n), jobs.get(n + 1));
+        let mut worked = (Vec::new(), Ok(()));
+        let mut handed_over = Ok(());
+        pool.in_place_scope(|scope| {
+            scope.spawn(|_| {
+                worked = rayon::join(
+                    || match this {
+                        Some((matrix, _)) => pack_block(matrix, &current, format, &mut packed),
+                        None => Vec::new(),
+                    },
+                    || match following {
+                        Some((matrix, rows)) => matrix.read(rows.clone(), &mut next),
+                        None => Ok(()),
+                    },
+                );
+            });
+            if let Some((matrix, rows)) = n.checked_sub(1).and_then(|before| jobs.get(before)) {
+                let source_bytes = rows.len() * matrix.cols * matrix.element.bytes();
+                handed_over = sink(&finished, source_bytes as u64);
+            }
+        });
+        handed_over?;
+        let (stats, read) = worked;
+        if let Some((matrix, rows)) = this {
+            add(&mut loss, matrix, rows.start, &stats)?;
+        }
         read?;
         std::mem::swap(&mut current, &mut next);
+        std::mem::swap(&mut packed, &mut finished);
     }
     Ok(loss)
 }
@@ -142,7 +161,7 @@ fn add(
     loss: &mut Loss,
     matrix: &SourceMatrix<'_>,
     first_row: usize,
-    stats: Vec<PanelStats>,
+    stats: &[PanelStats],
 ) -> Result<()> {
     for (p, panel) in stats.iter().enumerate() {
         if let Some(r) = panel.not_finite {

@@ -6,7 +6,8 @@ use crate::{Error, Result};
 
 /// Listens to a long operation.
 ///
-/// Calls come from worker threads, at most a few per second of work.
+/// Calls come on the thread that started the operation, one for every few dozen
+/// megabytes of work.
 pub trait Progress: Sync {
     /// `done` of `total` bytes of the operation are behind us; `what` names the
     /// tensor or file at hand. [`ControlFlow::Break`] stops the operation, which

@@ -143,7 +143,7 @@ impl<'p> PublishedSource<'p> {
             report(self.progress, name, done.min(self.total_bytes), self.total_bytes)
         };
         let matrices = source_matrices(&self.published.shards, located)?;
-        let loss = self.pool.install(|| pack_matrices(&matrices, format, sink))?;
+        let loss = pack_matrices(&self.pool, &matrices, format, sink)?;
         self.note(number, loss.relative());
         Ok(PackedMatrix::new(format, stack, rows, cols, packed.into())?)
     }

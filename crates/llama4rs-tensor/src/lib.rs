@@ -15,6 +15,7 @@ mod error;
 pub mod format;
 mod mapped;
 mod packed;
+mod vision_backend;
 
 pub use backend::{Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, Slot};
 pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
@@ -22,3 +23,4 @@ pub use error::{Error, Result};
 pub use format::WeightFormat;
 pub use mapped::MappedFile;
 pub use packed::PackedMatrix;
+pub use vision_backend::VisionBackend;

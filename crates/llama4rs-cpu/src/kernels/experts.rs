@@ -247,3 +247,102 @@ impl Kernel for Down<'_> {
         unsafe { multiply_tiles(simd, &down, panels, hidden, &hidden.tiles()[tiles], outputs) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llama4rs_tensor::{Backend, WeightFormat};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernels::exp::reference::exp;
+    use crate::kernels::matmul::reference::matmul_row;
+    use crate::test_support::{all_cpus, any_format, assert_bits, best_cpu, Random};
+    use crate::Cpu;
+
+    fn reference(
+        x: &Tensor,
+        routing: &Routing,
+        [gate, up, down]: [&PackedMatrix; 3],
+        out: &Tensor,
+    ) -> Vec<f32> {
+        let mut result = out.values().to_vec();
+        for (row, out) in result.chunks_exact_mut(x.cols()).enumerate() {
+            for rank in 0..routing.top_k {
+                let pair = row * routing.top_k + rank;
+                let expert = routing.experts[pair] as usize;
+                let x: Vec<f32> = x.row(row).iter().map(|x| x * routing.weights[pair]).collect();
+                let mut hidden = matmul_row(&x, &Panels::of(gate, expert));
+                let up = matmul_row(&x, &Panels::of(up, expert));
+                for (gate, up) in hidden.iter_mut().zip(up) {
+                    *gate = *gate / (1.0 + exp(-*gate)) * up;
+                }
+                let y = matmul_row(&hidden, &Panels::of(down, expert));
+                out.iter_mut().zip(y).for_each(|(out, y)| *out += y);
+            }
+        }
+        result
+    }
+
+    fn run(
+        cpu: &Cpu,
+        x: &Tensor,
+        routing: &Routing,
+        [gate, up, down]: [&PackedMatrix; 3],
+        out: &Tensor,
+    ) -> Vec<f32> {
+        let mut out = out.clone();
+        cpu.experts(x, routing, ExpertWeights { gate, up, down }, &mut out).unwrap();
+        out.values().to_vec()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn every_set_and_thread_count_gives_the_reference(
+            formats in (any_format(), any_format(), any_format()),
+            rows in 1usize..50,
+            num_experts in 1usize..6,
+            extra in 0usize..3,
+            hidden in prop::sample::select(vec![8, 33, 64, 100]),
+            intermediate in prop::sample::select(vec![7, 16, 48, 130]),
+            seed in any::<u64>(),
+        ) {
+            let random = &mut Random(seed);
+            let top_k = (1 + extra).min(num_experts);
+            let mut matrix = |format, rows, cols| random.matrix(format, num_experts, rows, cols);
+            let gate = matrix(formats.0, intermediate, hidden);
+            let up = matrix(formats.1, intermediate, hidden);
+            let down = matrix(formats.2, hidden, intermediate);
+            let weights = [&gate, &up, &down];
+            let x = random.tensor(rows, hidden);
+            let before = random.tensor(rows, hidden);
+            let logits = random.tensor(rows, num_experts);
+            let routing = best_cpu().route(&logits, top_k).unwrap();
+            let expected = reference(&x, &routing, weights, &before);
+            for cpu in all_cpus() {
+                let got = run(cpu, &x, &routing, weights, &before);
+                assert_bits(&cpu.description(), &expected, &got);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_alone_gives_the_same_bits() {
+        let random = &mut Random(7);
+        let format = WeightFormat::Int4 { group: 32 };
+        let gate = random.matrix(format, 4, 80, 96);
+        let up = random.matrix(format, 4, 80, 96);
+        let down = random.matrix(format, 4, 96, 80);
+        let (x, before) = (random.tensor(30, 96), random.tensor(30, 96));
+        let logits = random.tensor(30, 4);
+        let cpu = best_cpu();
+        let together =
+            run(cpu, &x, &cpu.route(&logits, 2).unwrap(), [&gate, &up, &down], &before);
+        for row in 0..30 {
+            let only = |x: &Tensor| Tensor::from_values(x.row(row), x.cols()).unwrap();
+            let routing = cpu.route(&only(&logits), 2).unwrap();
+            let alone = run(cpu, &only(&x), &routing, [&gate, &up, &down], &only(&before));
+            assert_bits("a row alone", &together[row * 96..][..96], &alone);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Attention as it is defined, one query at a time, and once more in double precision.
+
+use llama4rs_tensor::{KvDtype, KvSpan};
+
+use super::SEGMENT_TOKENS;
+use crate::kernels::exp::reference::exp;
+use crate::kernels::kv_pages::KvPages;
+use crate::simd::LANES;
+use crate::Tensor;
+
+/// Keys or values of one head: `[token][head_dim]` of one page.
+fn plane(pool: &KvPages, page: u32, layer: usize, head: usize, value: bool) -> Vec<f32> {
+    let bytes = pool.plane(page as usize, layer, head, value);
+    match pool.geometry().dtype {
+        KvDtype::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect(),
+        KvDtype::Bf16 => bytes
+            .chunks_exact(2)
+            .map(|b| f32::from_bits((u16::from_le_bytes([b[0], b[1]]) as u32) << 16))
+            .collect(),
+    }
+}
+
+/// A sum in 16 lanes, then a tree.
+fn tree(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes.to_vec();
+    while lanes.len() > 1 {
+        let (low, high) = lanes.split_at(lanes.len() / 2);
+        lanes = low.iter().zip(high).map(|(a, b)| a + b).collect();
+    }
+    lanes[0]
+}
+
+struct Sums {
+    largest: f32,
+    sum: f32,
+    acc: Vec<f32>,
+}
+
+impl Sums {
+    fn new(width: usize) -> Self {
+        Self { largest: f32::NEG_INFINITY, sum: 0.0, acc: vec![0.0; width] }
+    }
+
+    /// Adds one page of keys and values, of which the query sees all.
+    fn page(&mut self, query: &[f32], keys: &[f32], values: &[f32], scale: f32) {
+        let width = query.len();
+        let scores: Vec<f32> = keys
+            .chunks_exact(width)
+            .map(|key| {
+                let mut lanes = [0.0f32; LANES];
+                for i in 0..width {
+                    lanes[i % LANES] = query[i].mul_add(key[i], lanes[i % LANES]);
+                }
+                tree(lanes) * scale
+            })
+            .collect();
+        let largest = scores.iter().fold(self.largest, |m, &s| m.max(s));
+        let factor = exp(self.largest - largest);
+        let p: Vec<f32> = scores.iter().map(|s| exp(s - largest)).collect();
+        let mut lanes = [0.0; LANES];
+        p.iter().enumerate().for_each(|(t, p)| lanes[t % LANES] += p);
+        self.largest = largest;
+        self.sum = self.sum.mul_add(factor, tree(lanes));
+        for (i, acc) in self.acc.iter_mut().enumerate() {
+            *acc *= factor;
+            for (t, p) in p.iter().enumerate() {
+                *acc = p.mul_add(values[t * width + i], *acc);
+            }
+        }
+    }
+
+    fn merge(&mut self, segment: &Sums) {
+        let largest = self.largest.max(segment.largest);
+        let (old, new) = (exp(self.largest - largest), exp(segment.largest - largest));
+        self.largest = largest;
+        self.sum = segment.sum.mul_add(new, self.sum * old);
+        for (acc, segment) in self.acc.iter_mut().zip(&segment.acc) {
+            *acc = segment.mul_add(new, *acc * old);
+        }
+    }
+}
+
+/// Calls `query(out, q, layer pages, visible)` for every head of every row of the spans.
+fn for_each_query(
+    pool: &KvPages,
+    queries: &Tensor,
+    spans: &[KvSpan],
+    mut query: impl FnMut(usize, &[f32], usize, &[u32], usize),
+) {
+    let width = pool.geometry().head_dim;
+    let heads = queries.cols() / width;
+    for span in spans {
+        for (i, row) in span.rows.clone().enumerate() {
+            for head in 0..heads {
+                let kv_head = head / (heads / pool.geometry().num_kv_heads);
+                let q = &queries.row(row)[head * width..(head + 1) * width];
+                let at = row * queries.cols() + head * width;
+                query(at, q, kv_head, &span.pages, span.visible + i);
+            }
+        }
+    }
+}
+
+/// In the order of operations of [`super`].
+pub fn attend(
+    pool: &KvPages,
+    layer: usize,
+    queries: &Tensor,
+    spans: &[KvSpan],
+    scale: f32,
+) -> Vec<f32> {
+    let (width, page_tokens) = (pool.geometry().head_dim, pool.geometry().page_tokens);
+    let mut out = vec![0.0; queries.values().len()];
+    for_each_query(pool, queries, spans, |at, q, kv_head, pages, visible| {
+        let mut total = Sums::new(width);
+        for (s, segment_pages) in pages.chunks((SEGMENT_TOKENS / page_tokens).max(1)).enumerate() {
+            let mut segment = Sums::new(width);
+            for (i, &page) in segment_pages.iter().enumerate() {
+                let before = (s * (SEGMENT_TOKENS / page_tokens).max(1) + i) * page_tokens;
+                let seen = visible.saturating_sub(before).min(page_tokens) * width;
+                if seen > 0 {
+                    let keys = plane(pool, page, layer, kv_head, false);
+                    let values = plane(pool, page, layer, kv_head, true);
+                    segment.page(q, &keys[..seen], &values[..seen], scale);
+                }
+            }
+            if segment.sum > 0.0 {
+                total.merge(&segment);
+            }
+        }
+        for (out, acc) in out[at..].iter_mut().zip(&total.acc) {
+            *out = acc / total.sum;
+        }
+    });
+    out
+}
+
+/// In double precision, straight from the formula.
+pub fn attend_exactly(
+    pool: &KvPages,
+    layer: usize,
+    queries: &Tensor,
+    spans: &[KvSpan],
+    scale: f32,
+) -> Vec<f64> {
+    let width = pool.geometry().head_dim;
+    let mut out = vec![0.0; queries.values().len()];
+    for_each_query(pool, queries, spans, |at, q, kv_head, pages, visible| {
+        let all = |value| -> Vec<f32> {
+            pages.iter().flat_map(|&page| plane(pool, page, layer, kv_head, value)).collect()
+        };
+        let (keys, values) = (all(false), all(true));
+        let scores: Vec<f64> = keys
+            .chunks_exact(width)
+            .take(visible)
+            .map(|k| k.iter().zip(q).map(|(&k, &q)| k as f64 * q as f64).sum::<f64>() * scale as f64)
+            .collect();
+        let largest = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
+        let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+        for (score, value) in scores.iter().zip(values.chunks_exact(width)) {
+            for (out, &value) in out[at..].iter_mut().zip(value) {
+                *out += (score - largest).exp() / sum * value as f64;
+            }
+        }
+    });
+    out
+}
