@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from oracle.checkpoint import weights
-from oracle.configs import TEXT
+from oracle.configs import MULTIMODAL, TEXT
 from oracle.safetensors_file import write_safetensors
 
 SPECIAL = (
@@ -25,8 +25,15 @@ SPECIAL = (
     "<|eot|>",
     "<|python_start|>",
     "<|python_end|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+    "<|image|>",
+    "<|patch|>",
 )
 BOS, EOT = 256, 261
+IMAGE_START, IMAGE_END, TILE_X, TILE_Y, IMAGE, PATCH = range(264, 270)
 VOCAB = 288
 MAX_CONTEXT = 2048
 # What is sure to come next has this logit, everything else about 1 or less.
@@ -34,11 +41,16 @@ _LOGIT = 12.0
 
 # Characters of one to three bytes; no byte occurs twice.
 SCRIPT = "abcñ END|€xyz"
-TOOL_CALL = '[f(x="12")]'.replace('"', "")
+TOOL_CALL = "[f(x=12)]"
 
 
 def make_chain_model(
-    folder: str | Path, script: str = SCRIPT, *, tokenizer: bool = True, **files: object
+    folder: str | Path,
+    script: str = SCRIPT,
+    *,
+    tokenizer: bool = True,
+    vision: bool = False,
+    **files: object,
 ) -> Path:
     """Write the checkpoint; a prompt that ends in a newline brings out the script from its start.
 
@@ -46,11 +58,12 @@ def make_chain_model(
         folder: Where to; created if missing.
         script: Text whose UTF-8 bytes all differ, without a newline.
         tokenizer: False leaves out ``tokenizer.json``.
+        vision: Add a vision tower with random weights, tiles of 56 pixels and 4 tokens.
         files: Further JSON files by name without suffix, such as ``generation_config={...}``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = TEXT["scout_like"] | {
+    text: dict[str, object] = {
         "vocab_size": VOCAB,
         "num_hidden_layers": 4,
         "max_position_embeddings": MAX_CONTEXT,
@@ -58,11 +71,20 @@ def make_chain_model(
         "eos_token_id": [EOT],
         "pad_token_id": 0,
     }
+    if vision:
+        whole = MULTIMODAL["vision_tiny_56"]
+        ids = {"boi_token_index": IMAGE_START, "eoi_token_index": IMAGE_END}
+        config = whole | ids | {"image_token_index": PATCH}
+        config["text_config"] = whole["text_config"] | text
+    else:
+        config = TEXT["scout_like"] | text
     tensors = weights(config, 1)
     for name in tensors:
-        if name.endswith(("o_proj.weight", "down_proj", "down_proj.weight")):
+        if name.startswith("model.") and name.endswith(
+            ("o_proj.weight", "down_proj", "down_proj.weight")
+        ):
             tensors[name] = np.zeros_like(tensors[name])
-    hidden = config["hidden_size"]
+    hidden = len(tensors["model.norm.weight"])
     rng = np.random.default_rng(1)
     embedding = rng.choice([-1.0, 1.0], size=(VOCAB, hidden)).astype(np.float32)
     head = np.zeros_like(embedding)
@@ -70,6 +92,12 @@ def make_chain_model(
     tensors["model.embed_tokens.weight"] = embedding
     tensors["model.norm.weight"] = np.ones(hidden, np.float32)
     tensors["lm_head.weight"] = head
+    if vision:
+        in_text = ("model.", "lm_head.")
+        tensors = {
+            f"language_model.{name}" if name.startswith(in_text) else name: tensor
+            for name, tensor in tensors.items()
+        }
     write_safetensors(folder / "model.safetensors", tensors, "float32")
     (folder / "config.json").write_text(json.dumps(config))
     if tokenizer:

@@ -236,6 +236,7 @@ class TestRepairs:
         for in_user in (True, False):
             rendered = builtin.render([system("S"), user()], [], tools_in_user_message=in_user)
             assert rendered == builtin.render([system("S"), user()])
+        assert ChatTemplate("{{ tools is none }}").render([user()], []) == "True"
 
     def test_system_message_of_parts(self, builtin: ChatTemplate) -> None:
         assert builtin.render([system([text(" a"), text(" b ")]), user()]) == (

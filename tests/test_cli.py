@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,11 +17,10 @@ from chain_model import SCRIPT, make_chain_model
 
 pytest.importorskip("llama4rs._llama4rs", reason="the compiled core is not built")
 
-from typer.testing import CliRunner, Result
-
 from llama4rs.cli.app import app
 from llama4rs.cli.reporting import fail
 from llama4rs.errors import OutOfMemoryError
+from typer.testing import CliRunner, Result
 
 COMMANDS = ("generate", "chat", "pack", "info", "verify", "demo")
 GREEDY = ("--temperature", "0", "--threads", "1")
@@ -113,11 +113,11 @@ def test_generate_json(model: str) -> None:
 
 def test_generate_streams(model: str) -> None:
     # The first piece arrives while the model still writes.
-    arguments = ["generate", "a<|eot|>", "-m", model, *GREEDY, "-n", "2000", "--stop", "\x00"]
-    process = start(*arguments)
-    assert process.stdout is not None
-    assert process.stdout.read(1) != ""
-    process.communicate(timeout=60)
+    process = start("generate", "a", "-m", model, *GREEDY, "--ignore-eos", "-n", "1500")
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) != ""
+        process.communicate(timeout=60)
     assert process.returncode == 0
 
 
@@ -174,13 +174,15 @@ def test_ctrl_c_is_130(model: str) -> None:
 
 
 def test_closed_pipe_is_quiet(model: str) -> None:
-    process = start("generate", "a<|eot|>", "-m", model, *GREEDY, "-n", "1500", "--stop", "\x00")
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    process.wait(60)
+    process = start("generate", "a", "-m", model, *GREEDY, "--ignore-eos", "-n", "1500")
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.close()
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 # ------------------------------------------------------------------------------------------ chat
@@ -214,7 +216,7 @@ def test_chat_with_a_full_context_says_so(model: str) -> None:
 def test_info(model: str) -> None:
     result = run("info", model)
     assert result.exit_code == 0, result.stderr
-    for word in ("published", "parameters", "experts per layer", "this machine", "lm_head.weight"):
+    for word in ("published", "parameters", "experts per layer", "this machine", "lm_head"):
         assert word in result.stdout
 
 
@@ -267,3 +269,40 @@ def test_verify_of_nothing(tmp_path: Path) -> None:
     result = run("verify", str(tmp_path / "nowhere"))
     assert result.exit_code == 1
     assert "no model directory" in result.stderr
+
+
+# -------------------------------------------------------------------------------------- terminal
+
+
+def test_chat_on_a_terminal(model: str) -> None:
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        arguments = ["-m", "llama4rs", "chat", model, *GREEDY]
+        os.execv(sys.executable, [sys.executable, *arguments])
+    try:
+        _read_until(terminal, b"> ")
+        os.write(terminal, b"hi\n")
+        shown = _read_until(terminal, b"> ")
+        assert SCRIPT.encode() in shown
+        assert b"tokens/s" in shown
+        os.write(terminal, b"/image nowhere.png\n")
+        assert b"no such file" in _read_until(terminal, b"> ")
+        time.sleep(0.5)  # `input` prints its prompt a moment before it listens to signals
+        os.write(terminal, b"\x03")
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 130
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.close(terminal)
+
+
+def _read_until(terminal: int, end: bytes) -> bytes:
+    seen = b""
+    deadline = time.monotonic() + 60
+    while not seen.endswith(end):
+        assert time.monotonic() < deadline, seen
+        seen += os.read(terminal, 4096)
+    return seen

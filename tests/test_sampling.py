@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-
 from llama4rs import RequestError, SamplingParams
 
 

@@ -78,6 +78,7 @@ KNOWN_IDS = {
     "  \n\n x": [22762, 831],
     "/path/to\r\n": [101692, 46609, 13266],
     "naïve café": [1499, 164301, 49652],
+    "a   b": [77, 256, 297],
 }
 SPECIAL_IDS = {
     "begin_of_text": 200000,
@@ -600,7 +601,7 @@ class TestCache:
         self.check(model)
         assert conversions == [260, 261]
 
-    @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other", "refused"])
+    @pytest.mark.parametrize("damage", ["flip", "edit", "cut", "empty", "other", "refused"])
     def test_damaged_entry_is_rebuilt(
         self, model: Path, conversions: list[int], damage: str
     ) -> None:
@@ -612,6 +613,7 @@ class TestCache:
         file.write_bytes(
             {
                 "flip": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:],
+                "edit": data.replace(rb"{1,3}", rb"{1,2}"),
                 "cut": data[: len(data) // 2],
                 "empty": b"",
                 "other": b"\x00" * 50,
@@ -728,6 +730,12 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_split_pattern() -> None:
+    """The pattern is part of the format: not one character may differ."""
+    digest = hashlib.sha256(tokenizer_module._SPLIT_PATTERN.encode()).hexdigest()
+    assert digest == "2d1b8dc11e89af71459b36004f698ab3693f59fd84f63e8ec2b49564ab857420"
 
 
 def test_special_names_are_well_formed() -> None:

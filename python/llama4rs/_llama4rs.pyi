@@ -88,11 +88,21 @@ class Engine:
         stop_token_ids: Sequence[int] = (),
         seed: int = 0,
         logprobs: int | None = None,
+        image_features: npt.NDArray[np.float32] | None = None,
     ) -> Request:
         """Queues a prompt. `logprobs=n` reports the chosen token's and the n best tokens' log
-        probabilities. Raises `ValueError` for an empty prompt, an id outside of the vocabulary,
+        probabilities. `image_features` `[patches, hidden]` (from `encode_image`) replace the
+        embeddings of the prompt's patch tokens, in order. Raises `ValueError` for an empty prompt, an id outside of the vocabulary,
         a prompt longer than `max_context`, or an option out of range."""
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def encode_image(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Encodes normalised tiles `[tiles, channels, size, size]` (C order) into
+        `[tiles * tokens_per_tile, hidden]`. Raises `RequestError` for a text-only model."""
+    def logits(
+        self,
+        token_ids: Sequence[int],
+        *,
+        image_features: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """Logits `[tokens, vocab]` of a fresh sequence, all positions."""
 
 @final

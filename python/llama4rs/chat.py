@@ -31,9 +31,9 @@ tool result of text parts            JSON of the parts             their text
 ===================================  ============================  ==============================
 
 Meta's own reference code also writes string results unquoted. ``quote_tool_results=True`` gives
-the published form. The rows on ``tools``, on parts of text only, on ``tool_calls: []``, on ``None``
-and on arguments hold for a checkpoint's own template as well: messages are brought to one plain
-form before any template sees them.
+the published form. An empty ``tools``, lists of text parts, ``tool_calls: []``, content ``None``
+and arguments as JSON text come right with a checkpoint's own template too: messages are brought to
+one plain form before any template sees them.
 """
 
 from __future__ import annotations

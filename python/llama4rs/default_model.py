@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from .llm import Llama4
@@ -11,6 +11,8 @@ from .llm import Llama4
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .encoding import Tools
+    from .images import ImageSource
     from .outputs import Output
     from .prompts import Batch, Message, Prompt
     from .sampling import SamplingOptions, SamplingParams
@@ -40,7 +42,8 @@ def generate(
     prompt: Prompt,
     params: SamplingParams | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
+    images: Sequence[ImageSource] | None = None,
     parse_special: bool = True,
     skip_special: bool = True,
     progress: bool = False,
@@ -53,7 +56,8 @@ def generate(
     prompt: Batch,
     params: SamplingParams | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
+    images: Sequence[ImageSource] | None = None,
     parse_special: bool = True,
     skip_special: bool = True,
     progress: bool = False,
@@ -76,7 +80,8 @@ def stream(
     prompt: Prompt,
     params: SamplingParams | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
+    images: Sequence[ImageSource] | None = None,
     parse_special: bool = True,
     skip_special: bool = True,
     **options: Unpack[SamplingOptions],
@@ -85,14 +90,15 @@ def stream(
 
     Example:
         >>> import llama4rs
-        >>> for piece in llama4rs.stream("Once upon a time", max_tokens=5, stop="."):
-        ...     print(piece, end="", flush=True)  # doctest: +ELLIPSIS
-        ...
+        >>> text = ""
+        >>> for piece in llama4rs.stream("Once upon a time", max_tokens=5):
+        ...     text += piece  # or print(piece, end="", flush=True)
     """
     return default_model().stream(
         prompt,
         params,
         tools=tools,
+        images=images,
         parse_special=parse_special,
         skip_special=skip_special,
         **options,
@@ -103,7 +109,8 @@ def astream(
     prompt: Prompt,
     params: SamplingParams | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
+    images: Sequence[ImageSource] | None = None,
     parse_special: bool = True,
     skip_special: bool = True,
     **options: Unpack[SamplingOptions],
@@ -113,6 +120,7 @@ def astream(
         prompt,
         params,
         tools=tools,
+        images=images,
         parse_special=parse_special,
         skip_special=skip_special,
         **options,
@@ -123,7 +131,8 @@ def chat(
     messages: str | Sequence[Message],
     params: SamplingParams | None = None,
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
+    images: Sequence[ImageSource] | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Output:
     """`Llama4.chat` of the demo model.
@@ -133,4 +142,4 @@ def chat(
         >>> llama4rs.chat("Tell me a story.", max_tokens=5).message["role"]
         'assistant'
     """
-    return default_model().chat(messages, params, tools=tools, **options)
+    return default_model().chat(messages, params, tools=tools, images=images, **options)

@@ -1,4 +1,4 @@
-"""What ``llama4rs demo`` shows: a story, a number found far back in a text, experts at work."""
+"""What ``llama4rs demo`` shows: a story, a number far back in a text, a picture, the experts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
     from rich.console import Console
+    from rich.text import Text
 
     from .llm import Llama4
     from .outputs import Output
@@ -24,6 +26,7 @@ _ANIMALS = ("fox", "owl", "bear", "rabbit", "duck", "mouse", "llama", "otter", "
 _TRAITS = ("little", "old", "brave", "kind", "clever", "quiet", "friendly")
 _PLACES = ("the forest", "the river", "the hill", "the barn", "the garden", "the lake", "the mill")
 _THINGS = ("lamp", "kite", "drum", "bell", "book", "hat", "basket", "flute")
+_COLOURS = ((225, 25, 25), (20, 165, 50), (35, 70, 230), (250, 220, 20), (150, 40, 190))
 _WEATHER = ("sunny", "rainy", "windy", "cold", "warm")
 
 
@@ -104,9 +107,13 @@ def run(llm: Llama4, console: Console, *, seed: int = 0, passkey_tokens: int = 1
     story = _tell_story(llm, console, seed)
     console.rule("A number, far back", align="left")
     answer, found = _find_passkey(llm, console, seed, passkey_tokens)
+    usage = story.expert_usage + answer.expert_usage
+    if llm.has_vision:
+        console.rule("A picture", align="left")
+        usage = usage + _look(llm, console, seed).expert_usage
     console.rule("Experts at work", align="left")
-    console.print("Share of the tokens of both that each expert of a layer computed:\n")
-    console.print(expert_table(story.expert_usage + answer.expert_usage), highlight=False)
+    console.print("Share of all these tokens that each expert of a layer computed:\n")
+    console.print(f"{expert_table(usage)}\n", highlight=False)
     console.rule("Next", align="left")
     console.print(
         f"Talk to this tiny model:    llama4rs chat\n"
@@ -155,6 +162,67 @@ def _find_passkey(llm: Llama4, console: Console, seed: int, num_tokens: int) -> 
         highlight=False,
     )
     return output, found
+
+
+def _look(llm: Llama4, console: Console, seed: int) -> Output:
+    picture = draw_picture(llm.config.vision_config.image_size, seed=seed)
+    console.print(_half_blocks(picture))
+    question = "Describe the picture."
+    console.print(f"{question}\n", style="dim", highlight=False)
+    output = llm.chat(question, images=[picture], max_tokens=64, temperature=0)
+    console.print(f"{output.text}\n", markup=False, highlight=False)
+    return output
+
+
+def draw_picture(size: int, *, seed: int = 0) -> Image.Image:
+    """A square picture of a circle, a square and a triangle in three corners.
+
+    Args:
+        size: Side in pixels.
+        seed: Another seed, other colours and other corners.
+
+    Example:
+        >>> draw_picture(84).size
+        (84, 84)
+    """
+    from PIL import Image, ImageDraw
+
+    rng = random.Random(seed)
+    picture = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(picture)
+    radius = 0.2 * size
+    corners = rng.sample([(x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)], 3)
+    colours = rng.sample(_COLOURS, 3)
+    shapes = ("circle", "square", "triangle")
+    for shape, (x, y), colour in zip(shapes, corners, colours, strict=True):
+        centre = (x * size, y * size)
+        if shape == "circle":
+            left, top = (value - radius for value in centre)
+            pen.ellipse((left, top, left + 2 * radius, top + 2 * radius), fill=colour)
+        elif shape == "square":
+            pen.regular_polygon((centre, 1.2 * radius), 4, fill=colour)
+        else:
+            pen.regular_polygon((centre, 1.1 * radius), 3, fill=colour)
+    return picture
+
+
+def _half_blocks(picture: Image.Image, columns: int = 32) -> Text:
+    """The picture in characters, two pixels above each other in each."""
+    from rich.text import Text
+
+    small = picture.resize((columns, columns))
+    text = Text()
+    for y in range(0, columns, 2):
+        for x in range(columns):
+            above, below = (_hex(small.getpixel((x, y + dy))) for dy in (0, 1))
+            text.append("\u2580", style=f"{above} on {below}")
+        text.append("\n")
+    return text
+
+
+def _hex(pixel: Any) -> str:
+    red, green, blue = pixel
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def expert_table(usage: npt.NDArray[np.uint64]) -> str:

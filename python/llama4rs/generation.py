@@ -10,6 +10,7 @@ from .outputs import Output, Timings, TokenLogprob, TopLogprob, Usage
 
 if TYPE_CHECKING:
     from ._llama4rs import Engine, Event, Request
+    from .encoding import EncodedPrompt
     from .sampling import SamplingParams
     from .tokenizer import Tokenizer
 
@@ -76,7 +77,7 @@ class Generation:
         self,
         engine: Engine,
         tokenizer: Tokenizer | None,
-        prompt: Sequence[int],
+        prompt: EncodedPrompt,
         params: SamplingParams,
         *,
         max_tokens: int,
@@ -89,7 +90,7 @@ class Generation:
             )
         with option_errors():
             self._request: Request = engine.submit(
-                prompt,
+                prompt.token_ids,
                 max_tokens=max_tokens,
                 temperature=params.temperature,
                 top_p=params.top_p,
@@ -99,13 +100,15 @@ class Generation:
                 stop_token_ids=list(stop_token_ids),
                 seed=params.chosen_seed(),
                 logprobs=params.logprobs,
+                **prompt.image_options(),
             )
-        self._prompt = tuple(prompt)
+        self._prompt = tuple(prompt.token_ids)
         self._tokenizer = tokenizer
         self.has_tokenizer = tokenizer is not None
         self._decoder = tokenizer.stream_decoder(skip_special=skip_special) if tokenizer else None
         self._stops = StopStrings(params.stop)
         self._stop_token_id: int | None = None
+        self._cancelled = False
         self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
@@ -141,11 +144,16 @@ class Generation:
             text += self._rest()
         return self._emit(text)
 
+    def interrupt(self) -> None:
+        """Makes `advance` end soon, from any thread."""
+        self._request.cancel()
+
     def cancel(self) -> None:
         """Ends the request now; what came out so far stays."""
         self._request.cancel()
         if not self.done:
             self.done = True
+            self._cancelled = True
             self._emit(self._rest())
 
     def output(self) -> Output:
@@ -153,10 +161,13 @@ class Generation:
         reason = self._request.finish_reason
         if self._stops.found is not None:
             reason = "stop"
+        elif self._cancelled:
+            reason = "cancelled"  # the core says so only after the step that it is in
         stop_reason = self._stop_token_id if self._stops.found is None else self._stops.found
         usage, timings = self._request.usage, self._request.timings
+        text = "".join(self._pieces)
         return Output(
-            text="".join(self._pieces),
+            text=text,
             token_ids=tuple(self.token_ids),
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
             finish_reason=reason,
@@ -165,6 +176,7 @@ class Generation:
             timings=Timings(**{f"{name}_seconds": value for name, value in timings.items()}),
             expert_usage=self._request.expert_usage(),
             prompt_token_ids=self._prompt,
+            message={"role": "assistant", "content": text},
         )
 
     def _emit(self, text: str) -> str:

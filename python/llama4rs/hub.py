@@ -119,7 +119,8 @@ def _download(name: str, revision: str | None, token: str | None, local_files_on
         offline = local_files_only or _is_offline()
         raise _not_found(
             f"{name!r} is not a directory and not in the local cache of the hub",
-            "offline mode is on: unset HF_HUB_OFFLINE and local_files_only to fetch it"
+            f"the network was not asked (local_files_only or HF_HUB_OFFLINE is set); "
+            f"`hf download {name}` fetches the model"
             if offline
             else "the Hugging Face hub cannot be reached: check the network, or give a directory",
         ) from error
@@ -128,8 +129,8 @@ def _download(name: str, revision: str | None, token: str | None, local_files_on
             f"the Hugging Face hub refused {name!r}: {error}",
             "try again later, or give a directory",
         ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:  # its own errors have no common base class
+        if getattr(error, "errno", None) == errno.ENOSPC:
             raise _not_found(
                 f"the disk is full; {name} could not be fetched",
                 "free some space, or set HF_HOME to a larger disk, then run the same again: "

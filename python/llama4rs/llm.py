@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .config import Config
-from .errors import CheckpointError, RequestError, TokenizerError, option_errors
+from .encoding import PromptEncoder
+from .errors import RequestError, option_errors
 from .generation import Generation
 from .hub import resolve_model
+from .opening import check_device, generation_defaults, open_chat_template, open_tokenizer
 from .packing import Policy, policy_pairs
 from .progress import Progress, progress_bar
 from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_prompt
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .chat import ChatTemplate
+    from .encoding import EncodedPrompt, Tools
+    from .images import ImageSource
     from .outputs import Output
     from .sampling import SamplingOptions
     from .tokenizer import Tokenizer
 
 __all__ = ["Llama4"]
-
-_DEVICES = ("auto", "cpu")
 
 
 class Llama4:
@@ -41,16 +43,18 @@ class Llama4:
     Args:
         model: A directory (published checkpoint, or one made by `llama4rs.pack`), an id on the
             Hugging Face hub, or None for cria, the tiny demo model that comes with the package.
-        weights: Format of the decoder's weights: ``"int4"``, ``"int8"``, ``"bf16"``... A published
-            checkpoint is converted while it is read (`llama4rs.pack` does that once and for all).
-            None keeps what is in the directory.
-        policy: Other formats for some tensors, ``{"*.shared_expert.*": "int8"}``. The first
-            pattern that matches a name decides.
+        weights: Format of the decoder's matrices: ``"int4"``, ``"int8"``, ``"bf16"`` or ``"f32"``;
+            the first two with a group size if wanted, ``"int4/g32"`` (32, 64 or 128 weights share
+            a scale; 64 by default). A published checkpoint is converted while it is read
+            (`llama4rs.pack` does that once and for all). None is what a packed directory holds,
+            and ``"int4"`` for a published checkpoint.
+        policy: Other formats for some matrices, ``{"layers.*.self_attn.*": "int8"}``; ``*`` stands
+            for any characters, and the first pattern that matches a name decides.
         device: ``"auto"`` or ``"cpu"``.
-        threads: Threads to compute with; None for one per physical core.
-        max_context: Most tokens of one sequence, prompt and output; None for the model's own
-            limit, or what memory allows when that is less.
-        kv_cache: Format of keys and values, None for the default.
+        threads: Threads to compute with; None for as many as there are cores.
+        max_context: Most tokens of one sequence, prompt and output; None for the model's own limit.
+        kv_cache: Format of keys and values, ``"bf16"`` or ``"f32"``; None for the former, unless
+            the weights are ``"f32"``.
         step_tokens: Most tokens that one step computes, for all requests together; None for the
             default. Smaller steps let new requests in sooner.
         seed: Seed of requests that name none. The same seed gives the same text. None takes a new
@@ -58,6 +62,8 @@ class Llama4:
         tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the
             model's own.
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
+        allow_urls: Fetch images that messages name by an ``http(s)`` URL. They can point into this
+            machine's own network, so leave it off where messages come from strangers.
         revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
         progress: True shows a bar while the model is read; or a function that is called as
             ``progress(what, done, total)``.
@@ -94,21 +100,22 @@ class Llama4:
         seed: int | None = 0,
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
+        allow_urls: bool = False,
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
         progress: Progress | bool = False,
     ) -> None:
-        _check_device(device)
+        check_device(device)
         self.path: Path = resolve_model(
             model, revision=revision, token=token, local_files_only=local_files_only
         )
         """The model's directory."""
-        self.defaults: SamplingParams = replace(_generation_defaults(self.path), seed=seed)
+        self.defaults: SamplingParams = replace(generation_defaults(self.path), seed=seed)
         """Options of requests that do not set them: those of the checkpoint's
         ``generation_config.json``, else temperature 0.6 and top_p 0.9."""
-        self._tokenizer = _open_tokenizer(self.path, tokenizer)
-        self._chat_template = _open_chat_template(chat_template)
+        self._tokenizer = open_tokenizer(self.path, tokenizer)
+        template = open_chat_template(chat_template)
 
         from ._llama4rs import Engine
 
@@ -123,6 +130,9 @@ class Llama4:
                 step_tokens=step_tokens,
                 progress=report,
             )
+        self._encoder = PromptEncoder(
+            self.path, self._engine, self._tokenizer, template, allow_urls=allow_urls
+        )
         self.config: Config = Config(json.loads(self._engine.config_json))
         """The model's configuration."""
 
@@ -134,7 +144,8 @@ class Llama4:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         progress: bool = False,
@@ -147,7 +158,8 @@ class Llama4:
         prompt: Batch,
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         progress: bool = False,
@@ -159,7 +171,8 @@ class Llama4:
         prompt: Prompt | Batch,
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         progress: bool = False,
@@ -175,6 +188,10 @@ class Llama4:
                 the same seed as if it were alone.
             params: All options as one object; None for `defaults`.
             tools: Functions on offer in a conversation, as JSON descriptions.
+            images: Pictures for the ``<|image|>`` tokens of one raw prompt, in order: paths, bytes
+                of image files, PIL images or arrays. Those of a conversation are in its messages,
+                ``{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type":
+                "text", "text": "What is this?"}]}``.
             parse_special: Read names of special tokens in a raw prompt, such as ``<|eot|>``, as
                 those tokens. Messages never are, whatever they hold.
             skip_special: Leave special tokens out of the text.
@@ -190,6 +207,7 @@ class Llama4:
             RequestError: An option is out of range, or a prompt is empty or too long.
             TokenizerError: A text for a model that has no tokenizer.
             ChatTemplateError: A malformed conversation.
+            ImageError: Not an image, or not as many as the prompt has places.
             TypeError: An unknown option; the message suggests the right one.
             KeyboardInterrupt: Ctrl-C stops within one computing step and cancels the requests.
 
@@ -204,21 +222,23 @@ class Llama4:
         params = self._params(params, options)
         batch = is_batch(prompt)
         prompts: list[Any] = [plain_prompt(item) for item in prompt] if batch else [prompt]
-        encoded = [self._encode(item, tools, parse_special) for item in prompts]
+        if batch and images is not None:
+            raise TypeError("images go with one prompt; in a batch, use conversations")
+        encoded = [
+            self._encoder.encode(item, tools=tools, images=images, parse_special=parse_special)
+            for item in prompts
+        ]
         generations: list[Generation] = []
         try:
-            for token_ids in encoded:
-                generations.append(self._submit(token_ids, params, skip_special))
+            for item in encoded:
+                generations.append(self._submit(item, params, skip_special))
             with progress_bar(progress) as report:
                 _drain(generations, report)
         except BaseException:
             for generation in generations:
                 generation.cancel()
             raise
-        outputs = [
-            self._with_message(item, generation.output(), tools)
-            for item, generation in zip(prompts, generations, strict=True)
-        ]
+        outputs = [_with_tool_calls(generation.output(), tools) for generation in generations]
         return outputs if batch else outputs[0]
 
     def stream(
@@ -226,7 +246,8 @@ class Llama4:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         **options: Unpack[SamplingOptions],
@@ -252,16 +273,19 @@ class Llama4:
         prompt = plain_prompt(prompt)
         if prompt and is_batch(prompt):
             raise RequestError("a stream takes one prompt; open one stream for each")
-        token_ids = self._encode(prompt, tools, parse_special)
-        generation = self._submit(token_ids, self._params(params, options), skip_special)
-        return TextStream(generation, lambda output: self._with_message(prompt, output, tools))
+        encoded = self._encoder.encode(
+            prompt, tools=tools, images=images, parse_special=parse_special
+        )
+        generation = self._submit(encoded, self._params(params, options), skip_special)
+        return TextStream(generation, lambda output: _with_tool_calls(output, tools))
 
     def astream(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         **options: Unpack[SamplingOptions],
@@ -280,6 +304,7 @@ class Llama4:
                 prompt,
                 params,
                 tools=tools,
+                images=images,
                 parse_special=parse_special,
                 skip_special=skip_special,
                 **options,
@@ -291,7 +316,8 @@ class Llama4:
         messages: str | Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Output:
         """The answer to a conversation, or to one message of a user given as a string.
@@ -302,6 +328,7 @@ class Llama4:
             params: As in `generate`.
             tools: Functions on offer, as JSON descriptions. Calls in the answer are then found in
                 ``output.message["tool_calls"]``.
+            images: Pictures that stand before a message given as a string.
             options: As in `generate`.
 
         Returns:
@@ -318,14 +345,15 @@ class Llama4:
             >>> messages[-1]["role"]
             'assistant'
         """
-        return self.generate(_conversation(messages), params, tools=tools, **options)
+        return self.generate(_conversation(messages, images), params, tools=tools, **options)
 
     def chat_stream(
         self,
         messages: str | Sequence[Message],
         params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
+        images: Sequence[ImageSource] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> TextStream:
         """As `chat`, handing out the text while it is written; see `stream`.
@@ -337,13 +365,17 @@ class Llama4:
             >>> stream.output.message["content"] == text
             True
         """
-        return self.stream(_conversation(messages), params, tools=tools, **options)
+        return self.stream(_conversation(messages, images), params, tools=tools, **options)
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, images: Sequence[ImageSource] | None = None
+    ) -> npt.NDArray[np.float32]:
         """What the model expects after each token, for evaluation and tests.
 
         Args:
             token_ids: A fresh sequence, taken as it is (no BOS is added), 1 to `max_context` ids.
+            images: Pictures for the ``<|image|>`` tokens in `token_ids`, which are expanded to
+                the tokens of the picture.
 
         Returns:
             Logits, ``float32 [tokens, vocab]``. Row ``i`` is about the token after
@@ -351,6 +383,7 @@ class Llama4:
 
         Raises:
             RequestError: No ids, too many, or one outside of the vocabulary.
+            ImageError: Not an image, or not as many as there are places.
 
         Example:
             >>> import llama4rs
@@ -360,10 +393,11 @@ class Llama4:
             True
         """
         ids = plain_prompt(token_ids)
-        if isinstance(ids, str):
+        if isinstance(ids, str) or is_conversation(ids):
             raise RequestError("logits takes token ids; encode text with llm.tokenizer.encode")
+        encoded = self._encoder.encode(ids, images=images)
         with option_errors():
-            return self._engine.logits(ids)
+            return self._engine.logits(encoded.token_ids, **encoded.image_options())
 
     # ----------------------------------------------------------------------------------- facts
 
@@ -374,18 +408,17 @@ class Llama4:
         Raises:
             TokenizerError: The model has none.
         """
-        if self._tokenizer is None:
-            raise TokenizerError(
-                f"the model in {self.path} has no tokenizer\n"
-                "hint: put tokenizer.json or tokenizer.model into that directory, pass "
-                "tokenizer=, or use token ids"
-            )
-        return self._tokenizer
+        return self._encoder.tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether texts may be used; otherwise only token ids."""
         return self._tokenizer is not None
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether images may be used."""
+        return "vision_config" in self.config
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -395,11 +428,7 @@ class Llama4:
             ChatTemplateError: The checkpoint's template has a syntax error.
             TokenizerError: The model has no tokenizer.
         """
-        if self._chat_template is None:
-            from .chat import ChatTemplate
-
-            self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer)
-        return self._chat_template
+        return self._encoder.chat_template
 
     @property
     def max_context(self) -> int:
@@ -437,44 +466,29 @@ class Llama4:
     # -------------------------------------------------------------------------------- internals
 
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
-        return (self.defaults if params is None else params).with_options(**options)
-
-    def _encode(
-        self,
-        prompt: Any,
-        tools: Sequence[Mapping[str, Any]] | None,
-        parse_special: bool,
-    ) -> Sequence[int]:
-        if is_batch(prompt):
-            raise RequestError("a batch in a batch" if prompt else "a prompt is empty")
-        if is_conversation(prompt):
-            from .chat import image_parts
-
-            token_ids = self.chat_template.encode(self.tokenizer, prompt, tools)
-            if image_parts(prompt):
-                raise RequestError("this version of llama4rs cannot read images yet")
-            return token_ids
-        if tools is not None:
-            raise TypeError("tools are for conversations; give a list of messages, or use chat()")
-        if isinstance(prompt, str):
-            tokenizer = self.tokenizer
-            bos = tokenizer.bos_id is not None
-            return tokenizer.encode(prompt, bos=bos, parse_special=parse_special)
-        return [token_id.__index__() for token_id in prompt]
+        if params is None:
+            params = self.defaults
+        elif not isinstance(params, SamplingParams):
+            raise TypeError(
+                f"the second argument is a SamplingParams, got {params!r}; give single options by "
+                "name, such as max_tokens=50"
+            )
+        return params.with_options(**options)
 
     def _submit(
-        self, token_ids: Sequence[int], params: SamplingParams, skip_special: bool
+        self, prompt: EncodedPrompt, params: SamplingParams, skip_special: bool
     ) -> Generation:
-        room = self.max_context - len(token_ids)
+        num_tokens = len(prompt.token_ids)
+        room = self.max_context - num_tokens
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(token_ids)} tokens and the context holds {self.max_context}, "
+                f"the prompt has {num_tokens} tokens and the context holds {self.max_context}, "
                 "output included\nhint: shorten it, or open the model with a larger max_context"
             )
         return Generation(
             self._engine,
             self._tokenizer,
-            token_ids,
+            prompt,
             params,
             max_tokens=min(params.max_tokens or DEFAULT_MAX_TOKENS, room),
             stop_token_ids=self._stop_token_ids(params),
@@ -489,24 +503,18 @@ class Llama4:
             own.update(self._tokenizer.eos_ids if self._tokenizer else ())
         return sorted(own.union(params.stop_token_ids))
 
-    def _with_message(
-        self, prompt: Any, output: Output, tools: Sequence[Mapping[str, Any]] | None
-    ) -> Output:
-        """`output` with the answer's `message` if `prompt` is a conversation."""
-        if not is_conversation(prompt):
-            return output
-        from .tool_calls import parse_tool_calls
 
-        content = output.text
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if tools:
-            content, calls = parse_tool_calls(output.text, tool_names=_tool_names(tools))
-            if calls:
-                message["content"] = content
-                message["tool_calls"] = [
-                    call.to_openai(f"call_{index}") for index, call in enumerate(calls)
-                ]
-        return replace(output, message=message)
+def _with_tool_calls(output: Output, tools: Tools | None) -> Output:
+    """`output` with the calls in its text moved into its message."""
+    from .tool_calls import parse_tool_calls
+
+    if not tools:
+        return output
+    content, calls = parse_tool_calls(output.text, tool_names=_tool_names(tools))
+    if not calls:
+        return output
+    openai = [call.to_openai(f"call_{index}") for index, call in enumerate(calls)]
+    return replace(output, message={**output.message, "content": content, "tool_calls": openai})
 
 
 def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
@@ -520,9 +528,15 @@ def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
             report("prompts", len(generations) - len(running), len(generations))
 
 
-def _conversation(messages: str | Sequence[Message]) -> Sequence[Message]:
+def _conversation(
+    messages: str | Sequence[Message], images: Sequence[ImageSource] | None
+) -> Sequence[Message]:
     if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
+        pictures = [{"type": "image", "image": image} for image in images or ()]
+        text = {"type": "text", "text": messages}
+        return [{"role": "user", "content": [*pictures, text]}]
+    if images is not None:
+        raise TypeError("the images of a conversation belong into its messages")
     if not is_conversation(plain_prompt(messages)):
         raise RequestError(
             "chat takes a string or a list of messages such as "
@@ -537,51 +551,3 @@ def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]
     known = [name for name in names if isinstance(name, str)]
     return known if len(known) == len(tools) else None
-
-
-def _check_device(device: str) -> None:
-    if device in _DEVICES:
-        return
-    accepted = " or ".join(repr(name) for name in _DEVICES)
-    if device.split(":")[0] in ("cuda", "gpu"):
-        raise RequestError(
-            f"device={device!r}: this version of llama4rs has no CUDA backend yet\n"
-            f"hint: use {accepted}"
-        )
-    raise RequestError(f"device must be {accepted}, got {device!r}")
-
-
-def _generation_defaults(folder: Path) -> SamplingParams:
-    path = folder / "generation_config.json"
-    try:
-        values = json.loads(path.read_text("utf-8-sig"))
-        return SamplingParams.from_generation_config(values)
-    except FileNotFoundError:
-        return SamplingParams()
-    except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
-
-
-def _open_tokenizer(
-    folder: Path, given: Tokenizer | str | os.PathLike[str] | None
-) -> Tokenizer | None:
-    from .tokenizer import Tokenizer
-
-    if given is None:
-        names = ("tokenizer.json", "tokenizer.model")
-        has_one = any((folder / name).is_file() for name in names)
-        return Tokenizer.from_dir(folder) if has_one else None
-    if isinstance(given, (str, os.PathLike)):
-        path = Path(given)
-        return Tokenizer.from_dir(path) if path.is_dir() else Tokenizer.from_file(path)
-    return given
-
-
-def _open_chat_template(
-    given: ChatTemplate | str | os.PathLike[str] | None,
-) -> ChatTemplate | None:
-    if isinstance(given, (str, os.PathLike)):
-        from .chat import ChatTemplate
-
-        return ChatTemplate.from_file(given)
-    return given

@@ -103,9 +103,8 @@ class Output:
             [layers, experts]``. Dense layers are all zero; ``[layers, 0]`` for a model without
             experts.
         prompt_token_ids: The prompt as the model saw it.
-        message: After a conversation, the answer as the next message of it: ``{"role":
-            "assistant", "content": ...}``, with ``"tool_calls"`` when the model called tools. None
-            after a raw prompt.
+        message: The text as a message to be appended to a conversation, ``{"role": "assistant",
+            "content": ...}``; with ``"tool_calls"`` when the model called tools.
     """
 
     text: str
@@ -117,7 +116,7 @@ class Output:
     timings: Timings
     expert_usage: npt.NDArray[np.uint64] = field(repr=False, compare=False)
     prompt_token_ids: tuple[int, ...] = field(repr=False)
-    message: dict[str, Any] | None = None
+    message: dict[str, Any]
 
     def __str__(self) -> str:
         return self.text
@@ -125,7 +124,7 @@ class Output:
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
         """The calls in `message`, in the OpenAI form; empty when there are none."""
-        return list((self.message or {}).get("tool_calls", ()))
+        return list(self.message.get("tool_calls", ()))
 
     @property
     def prefill_tokens_per_second(self) -> float:

@@ -13,7 +13,8 @@ from .progress import Progress, progress_bar
 __all__ = ["Policy", "inspect", "pack", "policy_pairs", "verify"]
 
 Policy: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
-"""Formats for tensors by name pattern, first match decides: ``{"*.router": "f32"}`` or pairs."""
+"""Formats for matrices by name pattern, as a mapping or as pairs: ``{"lm_head": "bf16"}``. ``*``
+stands for any characters; the first pattern that matches a name decides."""
 
 
 def policy_pairs(policy: Policy) -> list[tuple[str, str]]:
@@ -42,20 +43,22 @@ def pack(
     Args:
         source: Directory, or id on the Hugging Face hub.
         destination: Directory to make.
-        weights: Format of the decoder's weights: ``"int4"``, ``"int8"``, ``"bf16"``...
-        policy: Other formats for some tensors, first match decides.
-        threads: Threads to compute with; None for one per physical core.
-        force: Replace `destination` if it exists.
+        weights: Format of the decoder's matrices, as for `Llama4`.
+        policy: Other formats for some matrices, as for `Llama4`.
+        threads: Threads to compute with; None for as many as there are cores.
+        force: Replace `destination` if it is there already.
         progress: True shows a bar; or a function called as ``progress(what, done, total)``.
         revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
 
     Returns:
-        What was written, see `inspect`.
+        ``tensors`` (``name``, ``format``, ``shape``, ``bytes`` and ``relative_error`` of each: the
+        norm of what packing changed over the norm of the original), ``bytes`` and ``warnings``.
 
     Raises:
         CheckpointNotFoundError: There is no such source.
         CheckpointError: The source is damaged, or is no Llama 4.
         PackError: NaN weights, an existing destination, a full disk.
+        RequestError: An unknown format.
     """
     from ._llama4rs import pack as core_pack
 
@@ -82,7 +85,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | bool = False) -
         progress: True shows a bar; or a function called as ``progress(what, done, total)``.
 
     Returns:
-        Counts of what was checked.
+        How many ``tensors``, ``files`` and ``bytes`` are intact.
 
     Raises:
         CheckpointNotFoundError: There is no such directory.
@@ -109,9 +112,9 @@ def inspect(
         revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
 
     Returns:
-        ``kind`` (``"packed"`` or ``"published"``), ``config``, ``tensors`` (``name``, ``format``,
-        ``shape``, ``bytes``, ``relative_error`` of each), ``parameters``, ``bytes`` and
-        ``format_version`` (None if not packed).
+        ``kind`` (``"packed"`` or ``"published"``), ``config``, ``weights`` (the format of a packed
+        model, else None), ``tensors`` (as `pack` returns them), ``parameters``, ``bytes`` and
+        ``warnings``.
 
     Raises:
         CheckpointNotFoundError: There is no such model.

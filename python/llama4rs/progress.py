@@ -28,19 +28,17 @@ def progress_bar(progress: Progress | bool) -> Iterator[Progress | None]:
     from rich.console import Console
 
     bar = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.description}"),
         console=Console(stderr=True),
         transient=True,
     )
-    tasks: dict[str, rich_progress.TaskID] = {}
+    task = bar.add_task("", total=None)
 
     def update(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done, total=total)
+        bar.update(task, description=what, completed=done, total=total)
 
     with bar:
         yield update

@@ -15,7 +15,7 @@ Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """A raw text, token ids, or a conversation."""
 
-Batch: TypeAlias = list[str] | list[list[int]] | list[list[Message]]
+Batch: TypeAlias = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]]
 """Several prompts of one kind; a list."""
 
 _ACCEPTED = "a string, a list of token ids, a list of messages, or a list of several of these"

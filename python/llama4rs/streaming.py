@@ -71,8 +71,11 @@ class TextStream(Iterator[str]):
     def close(self) -> None:
         """Ends the request now, with ``finish_reason`` ``"cancelled"``, and frees its memory. Does
         nothing when it has finished."""
-        if not self._generation.done:
-            with self._lock:
+        if self._generation.done:
+            return
+        self._generation.interrupt()
+        with self._lock:
+            if not self._generation.done:
                 self._generation.cancel()
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["byte_count", "number", "summary_text", "table_text", "tensor_groups"]
+__all__ = ["byte_count", "groups_text", "number", "summary_text", "table_text", "tensor_groups"]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -73,14 +73,16 @@ def _mean_error(parts: Sequence[tuple[float | None, int]]) -> float | None:
     return math.sqrt(total / max(numbers, 1))
 
 
-def group_rows(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Cells of the table of tensor groups, header first."""
-    rows: list[tuple[str, ...]] = [("tensors", "format", "error", "bytes")]
+def groups_text(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The table of tensor groups; without the column of errors where none is known."""
+    rows: list[list[str]] = [["tensors", "format", "error", "bytes"]]
     for entry in groups:
-        error = entry.get("relative_error")
+        error = entry["relative_error"]
         shown = "" if error is None else "exact" if error == 0 else f"{error:.2%}"
-        rows.append((entry["group"], entry["format"], shown, byte_count(entry["bytes"])))
-    return rows
+        rows.append([entry["group"], entry["format"], shown, byte_count(entry["bytes"])])
+    if all(entry["relative_error"] is None for entry in groups):
+        rows = [[name, form, size] for name, form, _, size in rows]
+    return table_text(rows, right=range(2, len(rows[0])))
 
 
 def table_text(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> str:
@@ -108,5 +110,4 @@ def summary_text(sizes: Mapping[str, Any], *, max_context: int, weights: str, de
         ("context", f"{max_context} tokens"),
         ("device", device),
     ]
-    groups = table_text(group_rows(sizes["tensors"]), right=(2, 3))
-    return f"{table_text(facts)}\n\n{groups}"
+    return f"{table_text(facts)}\n\n{groups_text(sizes['tensors'])}"

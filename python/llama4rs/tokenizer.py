@@ -246,6 +246,10 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"text to encode must be a str, not {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # surrogates: join the pairs, replace the others
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
         if parse_special:
             for run, special in self.split_special(text):
@@ -266,20 +270,16 @@ class Tokenizer:
             return []
         ids = self._encode_once(text)
         if not self._special_ids.isdisjoint(ids):
-            # A vocabulary that lists its special tokens among the ordinary ones can match one as a
-            # whole piece. Cut inside every such name, then none is left to match.
+            # Special tokens that the file does not flag as such match in any text, and one that
+            # is also in the ordinary vocabulary can match as a whole piece. Cut inside every such
+            # name, then none is left to match.
             cuts = [m.start() + 1 for m in self._overlapping_special_pattern.finditer(text)]
             bounds = [0, *cuts, len(text)]
             ids = [i for a, b in itertools.pairwise(bounds) for i in self._encode_once(text[a:b])]
         return ids
 
     def _encode_once(self, text: str) -> list[int]:
-        try:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError):  # lone surrogates
-            repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            encoding = self._backend.encode(repaired, add_special_tokens=False)
-        return list(encoding.ids)
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def split_special(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Cut ``text`` at special token names: pairs of the plain text before one (may be empty)
@@ -396,9 +396,7 @@ class StreamDecoder:
     def flush(self) -> str:
         """The rest: U+FFFD if the stream ended inside a character, else nothing. The decoder is
         then ready for a new stream."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        return self._utf8.decode(b"", final=True)
 
 
 def _checked_id(token_id: int) -> int:
@@ -433,12 +431,6 @@ def _load_json(path: Path, data: bytes) -> tuple[tokenizers.Tokenizer, list[byte
         for token_id, token in sorted(added.items())
         if token.content and (token.special or _looks_special(token.content))
     }
-    if any(not added[token_id].special for token_id in special.values()):
-        # Only tokens flagged as special can be switched off in plain text.
-        spec = json.loads(backend.to_str())
-        for token in spec["added_tokens"]:
-            token["special"] = token["special"] or _looks_special(token["content"])
-        backend = Backend.from_str(json.dumps(spec))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 from cria import passkey, shapes, smalltalk, stories
 from cria.chat import Sample, conversation, raw_text
 from cria.images import image_tokens, split_into_tiles
-from cria.tokenizer import load_tokenizer
 
 TASKS = ("passkey", "picture", "tiles", "story")
 COST_PER_BATCH = 3000
@@ -149,27 +148,26 @@ def draw_batch(
 
 
 class BatchStream:
-    """Batches `start`, `start + stride`, ..., drawn ahead in a thread.
+    """Batches drawn ahead in a thread.
 
-    Batch i depends on the seed, i and `longest` (the longest passkey prompt) only.
+    Batch i depends on the seeds, i and `longest` (the longest passkey prompt) only.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, seed: int, start: int, stride: int, mixture, longest: int
-    ):
+    def __init__(self, tokenizer: Tokenizer, seeds: tuple[int, ...], mixture, longest: int):
         self.longest = longest
         self._queue: queue.Queue[Batch] = queue.Queue(maxsize=4)
-        self._arguments = (tokenizer, seed, start, stride, mixture)
+        self._arguments = (tokenizer, seeds, mixture)
         threading.Thread(target=self._produce, daemon=True).start()
 
     def _produce(self) -> None:
         """Fill the queue for ever."""
-        tokenizer, seed, index, stride, mixture = self._arguments
+        tokenizer, seeds, mixture = self._arguments
+        index = 0
         while True:
-            rng = np.random.default_rng((seed, index))
+            rng = np.random.default_rng((*seeds, index))
             task = str(rng.choice(TASKS, p=mixture))
             self._queue.put(draw_batch(rng, tokenizer, task, self.longest))
-            index += stride
+            index += 1
 
     def next(self) -> Batch:
         """Take the next batch."""

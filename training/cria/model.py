@@ -6,8 +6,8 @@ transformers gives the same logits.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cria.config import TextSizes, VisionSizes
 
@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     q, k, v = q.float(), k.float(), v.float()
     with torch.autocast("cpu", enabled=False):
         if q.shape[-2] > SHORT_SPAN:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if causal:
             span = q.shape[-2]
@@ -51,7 +51,7 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         span = length
         if self.rope and length > sizes.chunk:
             span = sizes.chunk
-            x = F.pad(x, (0, 0, 0, -length % span))
+            x = functional.pad(x, (0, 0, 0, -length % span))
         blocks = x.reshape(-1, span, x.shape[-1])
         q = self.q_proj(blocks).unflatten(-1, (sizes.heads, -1)).transpose(1, 2)
         k = self.k_proj(blocks).unflatten(-1, (sizes.kv_heads, -1)).transpose(1, 2)
@@ -85,8 +85,8 @@ class Attention(nn.Module):
         if self.rope:
             cos, sin = self.cos[:span], self.sin[:span]
             q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
-            q = F.rms_norm(q, q.shape[-1:], None, sizes.eps)
-            k = F.rms_norm(k, k.shape[-1:], None, sizes.eps)
+            q = functional.rms_norm(q, q.shape[-1:], None, sizes.eps)
+            k = functional.rms_norm(k, k.shape[-1:], None, sizes.eps)
         else:
             steps = torch.floor((torch.arange(span) + 1.0) / sizes.floor_scale)
             q = q * (1.0 + sizes.attn_scale * torch.log1p(steps))[:, None].to(q.dtype)
@@ -108,7 +108,7 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gated feed-forward."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Experts(nn.Module):
@@ -125,7 +125,7 @@ class Experts(nn.Module):
         weights = zip(self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True)
         for rows, (gate_up, down) in zip(x.split(counts), weights, strict=True):
             gate, up = (rows @ gate_up).chunk(2, dim=-1)
-            parts.append((F.silu(gate) * up) @ down)
+            parts.append((functional.silu(gate) * up) @ down)
         return torch.cat(parts)
 
 
@@ -226,8 +226,8 @@ class TwoLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers."""
-        x = self.fc2(F.gelu(self.fc1(x)))
-        return F.gelu(x) if self.gelu_after else x
+        x = self.fc2(functional.gelu(self.fc1(x)))
+        return functional.gelu(x) if self.gelu_after else x
 
 
 class VisionLayer(nn.Module):
@@ -288,14 +288,14 @@ class VisionModel(nn.Module):
         index = torch.arange(patches)
         columns = rope_angles(index % sizes.grid + 1, head // 2, sizes.rope_theta)
         rows = rope_angles(index // sizes.grid + 1, head // 2, sizes.rope_theta)
-        angles = F.pad(torch.cat((columns, rows), dim=-1), (0, 0, 0, 1))
+        angles = functional.pad(torch.cat((columns, rows), dim=-1), (0, 0, 0, 1))
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Map tiles [n, 3, side, side] to features [n, tokens per tile, output width]."""
         sizes = self.sizes
-        patches = F.unfold(tiles, sizes.patch, stride=sizes.patch).transpose(1, 2)
+        patches = functional.unfold(tiles, sizes.patch, stride=sizes.patch).transpose(1, 2)
         x = self.patch_embedding.linear(patches)
         x = torch.cat((x, self.class_embedding.expand(x.shape[0], 1, -1)), dim=1)
         x = self.layernorm_pre(x + self.positional_embedding_vlm)

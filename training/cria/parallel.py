@@ -1,4 +1,4 @@
-"""Averaging of gradients and figures over worker processes on one machine."""
+"""Averaging of weights and figures over worker processes on one machine."""
 
 import os
 
@@ -15,15 +15,22 @@ def join(rank: int, workers: int, port: int) -> None:
 
 
 def average(parameters: list[nn.Parameter], figures: Tensor, workers: int) -> Tensor:
-    """Average all gradients in place and return the sum of the figures over the workers."""
+    """Average all weights in place and return the sum of the figures over the workers."""
     if workers == 1:
         return figures
-    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    buffer = torch.cat([*parts, figures])
-    dist.all_reduce(buffer)
-    offset = 0
-    for parameter in parameters:
-        part = buffer[offset : offset + parameter.numel()]
-        parameter.grad = (part / workers).view_as(parameter)
-        offset += parameter.numel()
+    with torch.no_grad():
+        buffer = torch.cat([*(p.flatten() for p in parameters), figures])
+        dist.all_reduce(buffer)
+        offset = 0
+        for parameter in parameters:
+            part = buffer[offset : offset + parameter.numel()]
+            parameter.copy_((part / workers).view_as(parameter))
+            offset += parameter.numel()
     return buffer[offset:]
+
+
+def leave(workers: int) -> None:
+    """Wait for all workers and leave the group."""
+    if workers > 1:
+        dist.barrier()
+        dist.destroy_process_group()

@@ -62,9 +62,7 @@ def shape_questions(tokenizer: Tokenizer, count: int, seed: int) -> list[Questio
     ]
 
 
-def passkey_questions(
-    tokenizer: Tokenizer, chunks: int, count: int, seed: int
-) -> list[Question]:
+def passkey_questions(tokenizer: Tokenizer, chunks: int, count: int, seed: int) -> list[Question]:
     """Draw recall prompts that fill `chunks` chunks, the number at evenly spread depths."""
     group = f"{chunks} chunk" + ("" if chunks == 1 else "s")
     found = []

@@ -4,7 +4,7 @@ import math
 
 from cria.data import TASKS
 
-SHARES = {"passkey": 0.30, "picture": 0.34, "tiles": 0.18, "story": 0.18}
+SHARES = {"passkey": 0.25, "picture": 0.37, "tiles": 0.23, "story": 0.15}
 WARM_UP_STEPS = 100
 
 

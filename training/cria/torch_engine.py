@@ -28,9 +28,7 @@ class TorchEngine:
     def __init__(self, model: Cria, tokenizer: Tokenizer):
         self.model = model
         self.patch_id = tokenizer.token_to_id("<|patch|>")
-        self.stops = {
-            tokenizer.token_to_id(t) for t in ("<|end_of_text|>", "<|eom|>", "<|eot|>")
-        }
+        self.stops = {tokenizer.token_to_id(t) for t in ("<|end_of_text|>", "<|eom|>", "<|eot|>")}
         self.expert_counts: torch.Tensor | None = None
 
     @torch.no_grad()
@@ -60,7 +58,9 @@ class TorchEngine:
             if step == 0:
                 self._count(counts)
             last = hidden[torch.arange(len(rows)), lengths - 1]
-            for index, token in zip(active, self.model.logits(last).argmax(-1).tolist()):
+            for index, token in zip(
+                active, self.model.logits(last).argmax(-1).tolist(), strict=True
+            ):
                 answers[index].append(token)
             active = [i for i in active if answers[i][-1] not in self.stops]
             if not active:

@@ -3,7 +3,8 @@
 Progress is measured in minutes of training, so the schedule fits any machine. A run can be
 stopped with Ctrl-C and started again with the same command; it goes on from its last save.
 Several worker processes with one thread each share the work; that is quicker on a processor
-than one process with several threads.
+than one process with several threads. Each takes optimiser steps of its own, and every few
+seconds all average their weights, so that none waits long for another on a busy machine.
 """
 
 import argparse
@@ -15,13 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from cria.config import TEXT, VISION
 from cria.data import TASKS, Batch, BatchStream
 from cria.model import Cria
-from cria.parallel import average, join
+from cria.parallel import average, join, leave
 from cria.quant import WeightQuantiser
 from cria.questions import PICTURE_SETS, passkey_questions, picture_questions
 from cria.schedule import learning_rate, mixture
@@ -35,6 +36,7 @@ BALANCE_WEIGHT = 0.01
 SIGHT_WEIGHT = 0.1
 QUANTISED_FROM = 0.8
 CHECK_SEED = 700_001
+SECONDS_ALONE = 10.0
 SAVED_FIELDS = ("step", "seconds", "tokens", "longest", "best", "recent")
 
 
@@ -92,7 +94,7 @@ def batch_loss(
         hidden, balance, _ = model.hidden(ids, torch.from_numpy(batch.lengths), features, patch_id)
         wanted = weights[:, 1:] > 0
         logits = model.logits(hidden[:, :-1][wanted])
-    answer = F.cross_entropy(logits.float(), ids[:, 1:][wanted])
+    answer = functional.cross_entropy(logits.float(), ids[:, 1:][wanted])
     loss = answer + BALANCE_WEIGHT * balance
     if sight is not None:
         loss = loss + SIGHT_WEIGHT * sight
@@ -115,11 +117,12 @@ class Trainer:
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.longest, self.best = 64, -1.0
         self.recent: dict[str, float] = {}
+        self.news = torch.zeros(2 * len(TASKS) + 5)
         self.stop = False
         signal.signal(signal.SIGINT, self._ask_to_stop)
 
     def _ask_to_stop(self, *_) -> None:
-        """Note a Ctrl-C; all workers stop together after the next step."""
+        """Note a Ctrl-C; all workers stop together at the next average."""
         self.stop = True
 
     def log(self, record: dict) -> None:
@@ -157,8 +160,8 @@ class Trainer:
         """True in the last part of the run."""
         return self.progress >= QUANTISED_FROM
 
-    def train_step(self, batch: Batch, passed: float) -> None:
-        """Take one optimiser step; `passed` is the time of the step before, for worker 0."""
+    def train_step(self, batch: Batch) -> None:
+        """Take one optimiser step and note its figures."""
         rate = learning_rate(self.step, self.progress, self.options.rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["share"]
@@ -170,24 +173,32 @@ class Trainer:
         else:
             loss, answer, balance = batch_loss(self.model, self.heads, batch, self.patch_id)
             loss.backward()
-        workers = self.options.workers
-        losses, counts = torch.zeros(len(TASKS)), torch.zeros(len(TASKS))
-        losses[TASKS.index(batch.task)], counts[TASKS.index(batch.task)] = answer, 1.0
-        own = [float(batch.lengths.sum()), balance, passed if self.rank == 0 else 0.0, self.stop]
-        shared = average(self.parameters, torch.cat((losses, counts, torch.tensor(own))), workers)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
-        losses, counts, rest = shared.split((len(TASKS), len(TASKS), 4))
-        self.step += 1
-        self.tokens += int(rest[0])
-        self.seconds += float(rest[2])
-        self.stop = bool(rest[3] > 0)
-        news = {"balance": float(rest[1]) / workers}
-        for task, total, count in zip(TASKS, losses.tolist(), counts.tolist(), strict=True):
+        task = TASKS.index(batch.task)
+        self.news[task] += answer
+        self.news[len(TASKS) + task] += 1
+        self.news[-5:-2] += torch.tensor([1.0, float(batch.lengths.sum()), balance])
+
+    def synchronise(self, passed: float) -> None:
+        """Average the weights of all workers; `passed` is the time since the last call."""
+        tasks, workers = len(TASKS), self.options.workers
+        self.news[-2] = passed if self.rank == 0 else 0.0
+        self.news[-1] = self.stop
+        losses, counts, rest = average(self.parameters, self.news, workers).split((tasks, tasks, 5))
+        steps, tokens, balance, seconds, stop = rest.tolist()
+        self.step += round(steps / workers)
+        self.tokens += int(tokens)
+        self.seconds += seconds
+        self.stop = stop > 0
+        figures = {"balance": (balance, steps)}
+        figures |= dict(zip(TASKS, zip(losses.tolist(), counts.tolist(), strict=True), strict=True))
+        for name, (total, count) in figures.items():
             if count:
-                news[task] = total / count
-        for name, value in news.items():
-            self.recent[name] = 0.9 * self.recent.get(name, value) + 0.1 * value
+                keep = 0.9**count if name in TASKS else 0.0
+                old = self.recent.get(name, total / count)
+                self.recent[name] = keep * old + (1 - keep) * total / count
+        self.news = torch.zeros_like(self.news)
 
     def lengthen(self, stream: BatchStream) -> None:
         """Make passkey prompts longer once recall works at the present length."""
@@ -228,26 +239,25 @@ class Trainer:
     def run(self) -> None:
         """Train until the time is used up."""
         self.prepare()
-        workers = self.options.workers
-        start = self.step * workers + self.rank
         stream = BatchStream(
-            self.tokenizer, self.options.seed, start, workers, mixture(), self.longest
+            self.tokenizer, (self.options.seed, self.rank, self.step), mixture(), self.longest
         )
         next_check = self.seconds + 60 * self.options.check_every
-        passed = 0.0
+        self.synchronise(0.0)
         while self.progress < 1.0 and not self.stop:
             begin = time.monotonic()
-            self.train_step(stream.next(), passed)
-            passed = time.monotonic() - begin
+            while time.monotonic() < begin + SECONDS_ALONE:
+                self.train_step(stream.next())
+            self.synchronise(time.monotonic() - begin)
             self.lengthen(stream)
-            if self.step % 20 == 0 and self.rank == 0:
+            if self.rank == 0:
                 record = {"stage": "joint", "step": self.step, "seconds": round(self.seconds)}
                 record |= {"tokens": self.tokens, "longest": self.longest}
                 self.log(record | {k: round(v, 4) for k, v in sorted(self.recent.items())})
             if self.seconds >= next_check:
                 self.check()
                 next_check += 60 * self.options.check_every
-                passed = 0.0
+                self.synchronise(0.0)
         if self.stop and self.rank == 0:
             self.save_last()
             print("stopped; the same command goes on from here", flush=True)
@@ -279,6 +289,7 @@ def work(rank: int, options: argparse.Namespace) -> None:
     """Run one worker."""
     join(rank, options.workers, options.port)
     Trainer(options, rank).run()
+    leave(options.workers)
 
 
 def main() -> None:

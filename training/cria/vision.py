@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cria.config import TEXT, VISION
 from cria.images import normalise, split_into_tiles
@@ -35,8 +35,10 @@ class SightHeads(nn.Linear):
         shape, colour, place = self(tokens).flatten(0, 1).split(HEAD_SIZES, dim=-1)
         labels = labels.flatten(0, 1)
         places = torch.arange(tokens.shape[1]).repeat(tokens.shape[0])
-        loss = F.cross_entropy(shape, labels[:, 0]) + F.cross_entropy(colour, labels[:, 1])
-        loss = loss + 0.3 * F.cross_entropy(place, places)
+        loss = functional.cross_entropy(shape, labels[:, 0]) + functional.cross_entropy(
+            colour, labels[:, 1]
+        )
+        loss = loss + 0.3 * functional.cross_entropy(place, places)
         right = (shape.argmax(-1) == labels[:, 0]) & (colour.argmax(-1) == labels[:, 1])
         return loss, right.float().mean()
 

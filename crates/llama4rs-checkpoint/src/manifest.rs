@@ -8,6 +8,8 @@
 //! |-- fixed prefix --|- BLAKE3 of  -->|<- these bytes to the end
 //! ```
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use llama4rs_tensor::WeightFormat;
@@ -116,7 +118,10 @@ impl Manifest {
             .map_err(|error| Error::io(&path, std::io::Error::other(error)))?;
         let rest = format!("\",{}\n", json.strip_prefix('{').unwrap_or(&json));
         let text = format!("{PREFIX}{}{rest}", blake3::hash(rest.as_bytes()));
-        std::fs::write(&path, text).map_err(|error| Error::io(&path, error))
+        let mut file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| Error::io(&path, error))
     }
 
     /// The format of the decoder's linears.

@@ -10,7 +10,7 @@ use rayon::ThreadPool;
 use crate::manifest::{self, CopyEntry, FileEntry, Manifest, PackedEntry, FORMAT_VERSION};
 use crate::open::DEFAULT_WEIGHTS;
 use crate::packed_layout::{plan, FilePlan, PlannedTensor};
-use crate::packing::{pack_matrices, read_values, source_matrices};
+use crate::packing::{pack_matrices, read_values, source_bytes, source_matrices};
 use crate::progress::report;
 use crate::published::{thread_pool, Published};
 use crate::published_names::Located;
@@ -104,7 +104,7 @@ pub fn pack(
         formats: &formats,
         pool: thread_pool(options.threads)?,
         progress,
-        total_bytes: published.shards.data_bytes(),
+        total_bytes: published.total_source_bytes(),
         done_bytes: 0,
     };
     let mut entries = Vec::with_capacity(specs.len());
@@ -192,6 +192,8 @@ impl Run<'_> {
             let values = read_values(&self.published.shards, tensor)?;
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             output.write(&bytes)?;
+            self.done_bytes += source_bytes(&self.published.shards, located);
+            report(self.progress, name, self.done_bytes, self.total_bytes)?;
         }
         output.write(&vec![0; (planned.padded_bytes() - planned.bytes) as usize])?;
         Ok(relative_error)
@@ -254,4 +256,19 @@ fn check_disk_space(source: &Path, parent: &Path, files: &[FilePlan]) -> Result<
         return Err(Error::DiskSpace { path: parent.to_owned(), needed, available });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_small_is_an_error_before_the_work() {
+        let file = FilePlan { name: "w".into(), header: vec![], tensors: vec![], bytes: 1 << 60 };
+        let error = check_disk_space(Path::new("."), Path::new("."), &[file]).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Pack);
+        let text = error.to_string();
+        assert!(text.contains("1152921504623624192 bytes needed"), "{text}");
+        assert!(text.contains("available; free some"), "{text}");
+    }
 }

@@ -1,7 +1,7 @@
 //! A packed directory as a weight source: checked headers, mapped weights.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use llama4rs_tensor::{Bytes, MappedFile, PackedMatrix, WeightFormat, ALIGNMENT};
 
@@ -185,7 +185,7 @@ fn place(
 
 fn place_one(
     directory: &Path,
-    path: &PathBuf,
+    path: &Path,
     spec: TensorSpec,
     entry: &PackedEntry,
     files: &[(MappedFile, SafetensorsFile)],
@@ -219,7 +219,7 @@ fn place_one(
     if stored.map(|stored| (stored.offset, stored.bytes)) != Some((entry.offset, entry.bytes)) {
         return Err(damaged(format!("not where it should be in {}", file.path().display())));
     }
-    if entry.offset % ALIGNMENT as u64 != 0 {
+    if !entry.offset.is_multiple_of(ALIGNMENT as u64) {
         return Err(damaged(format!("offset {} is not a multiple of {ALIGNMENT}", entry.offset)));
     }
     let start = entry.offset as usize;

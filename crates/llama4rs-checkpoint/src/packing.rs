@@ -21,12 +21,16 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// `||w - ŵ|| / ||w||`; 0 for a tensor of zeros.
+    /// `||w - ŵ|| / ||w||`; 0 for a tensor of zeros, 1 where the sums overflowed.
     pub fn relative(self) -> f64 {
-        if self.norm > 0.0 {
-            (self.error / self.norm).sqrt()
+        if self.norm == 0.0 {
+            return 0.0;
+        }
+        let relative = (self.error / self.norm).sqrt();
+        if relative.is_finite() {
+            relative
         } else {
-            0.0
+            1.0
         }
     }
 }
@@ -64,6 +68,13 @@ pub(crate) fn source_matrices<'a>(
             Ok((0..stack).map(expert).collect())
         }
     }
+}
+
+/// Bytes of the checkpoint that a located tensor is made from.
+pub(crate) fn source_bytes(shards: &Shards, located: &Located) -> u64 {
+    let first = located.layout.tensors().first().and_then(|tensor| shards.find(tensor));
+    let element_bytes = first.and_then(|(_, entry)| entry.dtype.bytes()).unwrap_or(0);
+    located.spec.shape.num_values() * element_bytes
 }
 
 /// All values of a plain tensor in single precision.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use llama4rs_tensor::{AlignedBytes, PackedMatrix, WeightFormat};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::packing::{pack_matrices, read_values, source_matrices};
+use crate::packing::{pack_matrices, read_values, source_bytes, source_matrices};
 use crate::policy::choose_formats;
 use crate::progress::report;
 use crate::published_names::{has_vision, locate, Located};
@@ -51,6 +51,11 @@ impl Published {
     ) -> Result<Vec<Option<WeightFormat>>> {
         let specs: Vec<_> = self.tensors.iter().map(|tensor| tensor.spec.clone()).collect();
         choose_formats(&specs, weights, rules)
+    }
+
+    /// Bytes that packing reads.
+    pub fn total_source_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| source_bytes(&self.shards, tensor)).sum()
     }
 
     /// What the headers say, stored as `formats`; errors are not known yet.
@@ -133,19 +138,23 @@ impl<'p> PublishedSource<'p> {
         };
         let name = &located.spec.name;
         let bytes = stored_bytes(&located.spec.shape, Some(format)) as usize;
-        let mut packed = AlignedBytes::zeroed(bytes);
+        let mut packed = AlignedBytes::zeroed(bytes)?;
         let mut filled = 0;
         let sink = |piece: &[u8], _| {
             packed[filled..filled + piece.len()].copy_from_slice(piece);
             filled += piece.len();
-            let done = self.done_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed)
-                + piece.len() as u64;
-            report(self.progress, name, done.min(self.total_bytes), self.total_bytes)
+            self.report_bytes(name, piece.len() as u64)
         };
         let matrices = source_matrices(&self.published.shards, located)?;
         let loss = pack_matrices(&self.pool, &matrices, format, sink)?;
         self.note(number, loss.relative());
         Ok(PackedMatrix::new(format, stack, rows, cols, packed.into())?)
+    }
+
+    /// Reading a tensor twice does not pass the total.
+    fn report_bytes(&self, name: &str, bytes: u64) -> Result<()> {
+        let done = self.done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        report(self.progress, name, done.min(self.total_bytes), self.total_bytes)
     }
 
     fn note(&self, number: usize, relative_error: f64) {
@@ -179,6 +188,7 @@ impl WeightSource for PublishedSource<'_> {
             (TensorShape::Vector { .. }, Some(tensor)) => {
                 let values = read_values(&self.published.shards, tensor)?;
                 self.note(number, 0.0);
+                self.report_bytes(name, 4 * values.len() as u64)?;
                 Ok(values)
             }
             _ => Err(unknown("vector", name)),
@@ -238,4 +248,19 @@ fn available_memory() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_beyond_the_memory_are_an_error_before_the_work() {
+        if available_memory().is_some() {
+            let error = check_memory(1 << 60).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::OutOfMemory);
+            assert!(error.to_string().contains("pack it to disk first"), "{error}");
+        }
+        assert!(check_memory(1).is_ok());
+    }
 }

@@ -22,14 +22,18 @@ pub(crate) type Lanes = [f32; PANEL_ROWS];
 
 const ZERO: Lanes = [0.0; PANEL_ROWS];
 
-/// Where the weight of largest magnitude may land, as a fraction of code -8.
-const FACTORS: [f32; 12] = [1.1, 1.05, 1.0, 0.95, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7, 0.66, 0.62];
+/// Where the weight of largest magnitude may land, as a fraction of code -8. The first
+/// serves where errors are beyond single precision and cannot be compared.
+const FACTORS: [f32; 12] = [1.0, 0.95, 1.05, 1.1, 0.9, 0.86, 0.82, 0.78, 0.74, 0.7, 0.66, 0.62];
 
 /// Times that the best scale is refitted to its codes.
 const REFITS: usize = 2;
 
 /// Scales below this are zero: their reciprocals would overflow.
 const TINY: f32 = 1e-36;
+
+/// The largest bf16: what would round to infinity stays here.
+const BF16_MAX: f32 = 3.3895314e38;
 
 /// Added to a float of small magnitude, leaves it rounded to a whole number in the low bits.
 const ROUND: f32 = 12582912.0;
@@ -243,7 +247,7 @@ fn pack_bf16(lanes: &[Lanes], panel: &mut [u8], stats: &mut PanelStats) {
             let mut words = [0u32; PANEL_ROWS];
             for b in 0..2 {
                 for r in 0..PANEL_ROWS {
-                    let rounded = round_bf16(x[b][r]);
+                    let rounded = clamp(round_bf16(x[b][r]), -BF16_MAX, BF16_MAX);
                     let lost = x[b][r] - rounded;
                     error[r] += lost * lost;
                     norm[r] += x[b][r] * x[b][r];
@@ -369,6 +373,89 @@ mod tests {
             let (_, stats) = pack(WeightFormat::Int8 { group }, &lanes);
             println!("int8/g{group}: {:.5}", relative(&stats));
             assert!(relative(&stats) <= 0.008, "g{group}: {}", relative(&stats));
+        }
+    }
+
+    #[test]
+    fn zeros_denormals_and_giants_survive() {
+        for format in ["int4/g32", "int8/g32", "bf16", "f32"] {
+            let format: WeightFormat = format.parse().unwrap();
+            for value in [0.0, -0.0, 1e-45, -1e-40, 1e-38, 1e-30, 1e30, -3e38] {
+                let mut lanes = vec![ZERO; 64];
+                lanes[3] = [value; PANEL_ROWS];
+                let (panel, stats) = pack(format, &lanes);
+                assert_eq!(stats.not_finite, None);
+                let decoded = format.decode(&panel, PANEL_ROWS, 64);
+                for (i, got) in decoded.into_iter().enumerate() {
+                    let expected = lanes[i % 64][i / 64];
+                    // What is far below single precision's range may vanish.
+                    let bound = (expected.abs() * 0.01).max(1e-36);
+                    assert!((got - expected).abs() <= bound, "{format} {value:e}: {got:e} at {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_row_of_a_bad_weight_is_found() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut lanes = gaussian(64, 3);
+            lanes[63][11] = bad;
+            for format in ["int4/g32", "int8/g64", "bf16", "f32"] {
+                let (_, stats) = pack(format.parse().unwrap(), &lanes);
+                assert_eq!(stats.not_finite, Some(11));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_what_was_measured(
+            seed in any::<u64>(),
+            groups in 1usize..4,
+            group in prop::sample::select(GROUP_SIZES.to_vec()),
+            name in prop::sample::select(vec!["int4", "int8", "bf16", "f32"]),
+            spread in -20i32..20,
+        ) {
+            let format = match name {
+                "int4" => WeightFormat::Int4 { group },
+                "int8" => WeightFormat::Int8 { group },
+                plain => plain.parse().unwrap(),
+            };
+            let mut lanes = gaussian(groups * group, seed);
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                // Rows of different size, one of them zero, and an outlier now and then.
+                *lane = std::array::from_fn(|r| match (r, i % 41) {
+                    (5, _) => 0.0,
+                    (6, 7) => lane[r] * 50.0,
+                    _ => lane[r] * 2f32.powi(spread * r as i32 / 8),
+                });
+            }
+            let (panel, stats) = pack(format, &lanes);
+            let mut baseline = vec![0; panel.len()];
+            let slow = pack_panel_with(format, &lanes, &mut baseline);
+            prop_assert!(panel == baseline, "instruction sets differ");
+            prop_assert_eq!((stats.error, stats.norm), (slow.error, slow.norm));
+            let (mut error, mut norm) = (0.0, 0.0);
+            for (i, got) in format.decode(&panel, PANEL_ROWS, lanes.len()).into_iter().enumerate() {
+                let (r, col) = (i / lanes.len(), i % lanes.len());
+                let lost = (lanes[col][r] - got) as f64;
+                error += lost * lost;
+                norm += (lanes[col][r] as f64).powi(2);
+                let peak = lanes[col / group * group..][..group.min(lanes.len() - col / group * group)]
+                    .iter()
+                    .fold(0f32, |peak, lane| peak.max(lane[r].abs()));
+                // Half a step, the peak's side of int4 a whole one where clipping pays.
+                let bound = match format {
+                    WeightFormat::F32 => 0.0,
+                    WeightFormat::Bf16 => lanes[col][r].abs() / 256.0,
+                    WeightFormat::Int8 { .. } => peak / 127.0 * 0.51,
+                    WeightFormat::Int4 { .. } => peak * 0.5,
+                };
+                prop_assert!(lost.abs() as f32 <= bound, "{format} row {r} input {col}: {lost}");
+            }
+            prop_assert!((stats.error - error).abs() <= 1e-4 * error + 1e-12 * norm);
+            prop_assert!((stats.norm - norm).abs() <= 1e-4 * norm);
         }
     }
 

@@ -28,7 +28,6 @@ const MAX_HEADER_BYTES: u64 = 100 << 20;
 pub(crate) struct SafetensorsFile {
     path: PathBuf,
     file: File,
-    header_bytes: u64,
     tensors: HashMap<String, TensorEntry>,
 }
 
@@ -109,17 +108,11 @@ impl SafetensorsFile {
         let length = file.metadata().map_err(|error| Error::io(&path, error))?.len();
         let header = read_header(&path, &file, length)?;
         let tensors = parse_header(&path, &header[8..], length)?;
-        let header_bytes = header.len() as u64;
-        Ok((Self { path, file, header_bytes, tensors }, header))
+        Ok((Self { path, file, tensors }, header))
     }
 
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Bytes before the data.
-    pub fn header_bytes(&self) -> u64 {
-        self.header_bytes
     }
 
     pub fn tensors(&self) -> &HashMap<String, TensorEntry> {

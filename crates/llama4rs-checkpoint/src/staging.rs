@@ -30,6 +30,8 @@ pub(crate) struct Staging {
 impl Staging {
     /// Locks the destination, clears away what dead runs left, makes the directory.
     pub fn create(destination: &Path, force: bool) -> Result<Self> {
+        // A link or a name such as `x/..` stands for what it leads to.
+        let destination = &destination.canonicalize().unwrap_or_else(|_| destination.to_owned());
         let refuse = |problem: &str| Error::Destination {
             path: destination.to_owned(),
             problem: problem.to_owned(),

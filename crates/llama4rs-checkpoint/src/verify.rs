@@ -41,13 +41,13 @@ pub fn verify(path: impl AsRef<Path>, progress: &dyn Progress) -> Result<VerifyR
         });
     }
     PackedModel::open(path)?;
-    let manifest = Manifest::read(path)?;
-    let parts = parts(path, &manifest)?;
+    let packed = Manifest::read(path)?;
+    let parts = parts(path, &packed)?;
     let total = parts.iter().map(|part| part.bytes).sum();
     check_parts(&parts, total, progress)?;
     Ok(VerifyReport {
-        tensors: manifest.tensors.len(),
-        files: manifest.files.len() + manifest.copies.len(),
+        tensors: packed.tensors.len(),
+        files: packed.files.len() + packed.copies.len(),
         bytes: total,
     })
 }
@@ -61,10 +61,12 @@ struct Part<'a> {
     expected: &'a str,
 }
 
-fn parts<'a>(directory: &Path, manifest: &'a Manifest) -> Result<Vec<Part<'a>>> {
-    let mut parts = Vec::with_capacity(manifest.tensors.len() + manifest.copies.len());
-    for tensor in &manifest.tensors {
-        let file = &manifest.files[tensor.file];
+fn parts<'a>(directory: &Path, packed: &'a Manifest) -> Result<Vec<Part<'a>>> {
+    let mut parts = Vec::with_capacity(packed.tensors.len() + packed.copies.len());
+    for tensor in &packed.tensors {
+        let file = packed.files.get(tensor.file).ok_or_else(|| {
+            Error::damaged(directory.join(manifest::MANIFEST), "it changed while it was read")
+        })?;
         parts.push(Part {
             path: plain_path(directory, &file.name)?,
             what: format!("tensor {}", tensor.name),
@@ -73,7 +75,7 @@ fn parts<'a>(directory: &Path, manifest: &'a Manifest) -> Result<Vec<Part<'a>>> 
             expected: &tensor.blake3,
         });
     }
-    for copy in &manifest.copies {
+    for copy in &packed.copies {
         let path = plain_path(directory, &copy.name)?;
         let length = path.metadata().map_err(|error| Error::io(&path, error))?.len();
         if length != copy.bytes {

@@ -2,7 +2,12 @@
 
 mod support;
 
-use llama4rs_checkpoint::{open, tensor_specs, OpenOptions, Silent, TensorShape, WeightSource};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use llama4rs_checkpoint::{
+    open, tensor_specs, ErrorKind, OpenOptions, Progress, Silent, TensorShape, WeightSource,
+};
 use llama4rs_tensor::WeightFormat;
 use serde_json::{json, Value};
 use support::*;
@@ -71,4 +76,47 @@ fn a_tied_output_matrix_is_the_embedding_table() {
     let (head, table) = (source.matrix("lm_head").unwrap(), source.matrix("embed_tokens").unwrap());
     assert_eq!(head.bytes(), table.bytes());
     assert!(!source.report().iter().any(|tensor| tensor.name == "lm_head"));
+}
+
+#[test]
+fn packing_in_memory_can_be_interrupted_and_asked_again() {
+    struct Once(AtomicBool);
+    impl Progress for Once {
+        fn advance(&self, _: &str, _: u64, _: u64) -> ControlFlow<()> {
+            match self.0.swap(false, Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        }
+    }
+    let directory = written(&tiny_config(), Style::default());
+    let once = Once(AtomicBool::new(true));
+    let source = open(directory.path(), &options("int4"), &once).unwrap();
+    let error = source.matrix("embed_tokens").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+    assert!(error.to_string().contains("embed_tokens"), "{error}");
+    assert!(source.matrix("embed_tokens").is_ok());
+}
+
+#[test]
+fn names_that_a_model_does_not_have_are_refused() {
+    let directory = written(&tiny_config(), Style::default());
+    let source = open(directory.path(), &options("int4"), &Silent).unwrap();
+    for name in ["layers.0.self_attn.qkv_proj", "norm", ""] {
+        let error = source.matrix(name).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains(&format!("no matrix named {name:?}")), "{error}");
+    }
+    let error = source.vector("embed_tokens").unwrap_err();
+    assert!(error.to_string().contains("no vector named \"embed_tokens\""), "{error}");
+}
+
+#[test]
+fn the_first_scout_upload_draws_a_remark() {
+    let mut config = tiny_config();
+    config["text_config"]["num_local_experts"] = json!(16);
+    config["text_config"]["rope_scaling"]["factor"] = json!(8.0);
+    let directory = written(&config, Style::default());
+    let source = open(directory.path(), &options("int4"), &Silent).unwrap();
+    assert!(source.warnings()[0].contains("rope_scaling.factor is 8"), "{:?}", source.warnings());
 }

@@ -7,7 +7,9 @@ use llama4rs_tensor::{
 
 use crate::kernels::kv_pages::KvPages;
 use crate::kernels::matmul::Panels;
-use crate::kernels::{attention, elementwise, embed, experts, matmul, rms_norm, rope, route, swiglu};
+use crate::kernels::{
+    attention, elementwise, embed, experts, matmul, rms_norm, rope, route, swiglu,
+};
 use crate::{Cpu, Routing, Tensor};
 
 /// An error of `operation` unless `fits`.
@@ -26,7 +28,7 @@ fn require(
 
 /// An error unless `cols` are whole heads of `head_dim`.
 fn require_heads(operation: &'static str, cols: usize, head_dim: usize) -> Result<()> {
-    let fits = head_dim > 0 && cols % head_dim == 0;
+    let fits = head_dim > 0 && cols.is_multiple_of(head_dim);
     require(fits, operation, || format!("heads of {head_dim}"), || format!("{cols} columns"))
 }
 
@@ -154,9 +156,8 @@ impl Backend for Cpu {
                 || shape_of(x),
             )?;
         }
-        self.packed_rows.with(|scratch| {
-            matmul::matmul(self.dispatch, &self.threads, scratch, x, weights, outs)
-        })
+        self.packed_rows
+            .with(|scratch| matmul::matmul(self.dispatch, &self.threads, scratch, x, weights, outs))
     }
 
     fn swiglu(&self, gate: &mut Tensor, up: &Tensor) -> Result<()> {
@@ -340,4 +341,116 @@ fn require_spans(pool: &KvPages, rows: usize, spans: &[KvSpan]) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use llama4rs_tensor::{KvDtype, WeightFormat};
+
+    use super::*;
+    use crate::test_support::{best_cpu, Random};
+
+    #[track_caller]
+    fn refused<T>(result: Result<T>, text: &str) {
+        let error = result.err().expect("an error").to_string();
+        assert!(error.contains(text), "{error:?} does not contain {text:?}");
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_errors() {
+        let (cpu, random) = (best_cpu(), &mut Random(14));
+        let out = &mut cpu.empty();
+        let mut x = random.tensor(3, 20);
+        let weights = random.matrix(WeightFormat::F32, 1, 8, 24);
+        let stack = random.matrix(WeightFormat::F32, 2, 8, 20);
+        refused(cpu.upload(&[0.0; 7], 3), "upload");
+        refused(cpu.upload(&[0.0; 7], 0), "upload");
+        refused(cpu.embed(&weights, &[7, 8], out), "expected ids below 8, got Some(8)");
+        refused(cpu.embed(&stack, &[0], out), "a stack of 2");
+        refused(cpu.select_rows(&x, &[3], out), "rows below 3");
+        refused(cpu.add(&mut x, &random.tensor(3, 19)), "expected [3, 20], got [3, 19]");
+        refused(cpu.rms_norm(&x, &vec![1.0; 19], 1e-5, out), "expected 19 columns, got [3, 20]");
+        refused(cpu.matmul(&x, &[&weights], &mut [out]), "expected 24 columns, got [3, 20]");
+        refused(cpu.matmul(&x, &[&stack], &mut [out]), "a stack of 2");
+        refused(cpu.matmul(&x, &[&weights], &mut []), "expected 1 outputs, got 0");
+        refused(cpu.swiglu(&mut x, &random.tensor(2, 20)), "swiglu");
+        refused(cpu.rope(&mut x, &random.tensor(3, 8), 8), "heads of 8");
+        refused(cpu.rope(&mut x, &random.tensor(3, 5), 5), "heads of 2");
+        refused(cpu.rope(&mut x, &random.tensor(2, 4), 4), "expected [3, 4]");
+        refused(cpu.head_norm(&mut x, 0, 1e-5), "heads of 0");
+        refused(cpu.scale_rows(&mut x, &random.tensor(3, 2)), "expected [3, 1]");
+        refused(cpu.route(&x, 0), "1 to 20 experts");
+        refused(cpu.route(&x, 21), "1 to 20 experts");
+        refused(Cpu::with_instruction_set(0, cpu.instruction_set()).map(drop), "one thread");
+    }
+
+    #[test]
+    fn experts_that_do_not_fit_are_errors() {
+        let (cpu, random) = (best_cpu(), &mut Random(15));
+        let (x, mut out) = (random.tensor(3, 20), random.tensor(3, 20));
+        let gate = &random.matrix(WeightFormat::F32, 2, 8, 20);
+        let down = &random.matrix(WeightFormat::F32, 2, 20, 8);
+        let mut run = |x: &Tensor, logits: Tensor, up, down| {
+            let routing = cpu.route(&logits, 1).unwrap();
+            cpu.experts(x, &routing, ExpertWeights { gate, up, down }, &mut out)
+        };
+        run(&x, random.tensor(3, 2), gate, down).unwrap();
+        refused(run(&x, random.tensor(3, 3), gate, down), "expected 3 x [8, 20], got 2 x [8, 20]");
+        refused(run(&x, random.tensor(2, 2), gate, down), "expected [2, 20], got [3, 20]");
+        refused(run(&x, random.tensor(3, 2), gate, gate), "expected 2 x [20, 8]");
+        refused(run(&x, random.tensor(3, 2), down, down), "experts");
+    }
+
+    #[test]
+    fn pages_that_are_not_there_are_errors() {
+        let (cpu, random) = (best_cpu(), &mut Random(16));
+        let dtype = KvDtype::F32;
+        let sizes =
+            KvGeometry { num_layers: 2, num_kv_heads: 2, head_dim: 4, page_tokens: 4, dtype };
+        let mut pool = cpu.kv_pool(sizes).unwrap();
+        cpu.kv_reserve(&mut pool, 3).unwrap();
+        let x = random.tensor(1, 8);
+        let mut write = |layer, page, offset, keys: &Tensor| {
+            cpu.write_kv(&mut pool, layer, &[Slot { page, offset }], keys, &x)
+        };
+        write(1, 2, 3, &x).unwrap();
+        refused(write(2, 0, 0, &x), "a layer below 2");
+        refused(write(0, 3, 0, &x), "slots in 3 pages of 4 tokens");
+        refused(write(0, 0, 4, &x), "slots in 3 pages of 4 tokens");
+        refused(write(0, 0, 0, &random.tensor(1, 4)), "expected [1, 8]");
+
+        let queries = random.tensor(3, 16);
+        let attend =
+            |layer, queries: &Tensor, spans: &[(std::ops::Range<usize>, &[u32], usize)]| {
+                let spans: Vec<KvSpan> = spans
+                    .iter()
+                    .map(|(rows, pages, visible)| KvSpan {
+                        rows: rows.clone(),
+                        pages: pages.to_vec(),
+                        visible: *visible,
+                    })
+                    .collect();
+                cpu.attend(&pool, layer, queries, &spans, 1.0, &mut cpu.empty())
+            };
+        attend(1, &queries, &[(1..3, &[2, 0], 7), (0..1, &[2], 1)]).unwrap();
+        refused(attend(2, &queries, &[]), "a layer below 2");
+        refused(attend(0, &random.tensor(3, 12), &[]), "heads of 8");
+        refused(attend(0, &queries, &[(0..4, &[0, 1], 1)]), "within 3 rows");
+        refused(attend(0, &queries, &[(0..2, &[0], 1), (1..3, &[0], 1)]), "apart");
+        refused(attend(0, &queries, &[(0..2, &[0], 4)]), "1 to 4 visible tokens");
+        refused(attend(0, &queries, &[(0..1, &[0], 0)]), "1 to 4 visible tokens");
+        refused(attend(0, &queries, &[(0..2, &[0], usize::MAX)]), "visible tokens");
+        refused(attend(0, &queries, &[(0..1, &[3], 1)]), "pages below 3");
+    }
+
+    #[test]
+    fn outputs_keep_their_memory() {
+        let (cpu, random) = (best_cpu(), &mut Random(17));
+        let weights = random.matrix(WeightFormat::Bf16, 1, 30, 40);
+        let mut out = cpu.empty();
+        cpu.matmul(&random.tensor(9, 40), &[&weights], &mut [&mut out]).unwrap();
+        let before = out.values().as_ptr();
+        cpu.matmul(&random.tensor(2, 40), &[&weights], &mut [&mut out]).unwrap();
+        assert_eq!((out.rows(), out.cols(), out.values().as_ptr()), (2, 30, before));
+    }
 }

@@ -41,3 +41,15 @@ impl fmt::Display for InstructionSet {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_rust_is_always_there_and_the_best_is_chosen() {
+        let available = InstructionSet::available();
+        assert_eq!(available[0], InstructionSet::Scalar);
+        assert_eq!(available.last(), Some(&InstructionSet::detect()));
+    }
+}

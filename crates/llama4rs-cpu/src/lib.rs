@@ -15,7 +15,9 @@ mod instruction_set;
 mod kernels;
 mod parallel;
 mod simd;
+mod team;
 mod tensor;
+mod vision_backend;
 
 #[cfg(test)]
 mod test_support;

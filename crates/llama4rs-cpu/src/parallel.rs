@@ -1,62 +1,48 @@
-//! Splitting work over threads.
+//! Splitting work over threads, sharing what they write, reusing what they need.
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use llama4rs_tensor::{Error, Result};
 
-/// A fixed team of threads.
+use crate::team::Team;
+
+/// The threads of a CPU: the calling one and its helpers.
 pub struct Threads {
-    pool: Option<rayon::ThreadPool>,
-    count: usize,
+    team: Team,
 }
 
 impl Threads {
-    /// A team of `count` threads.
+    /// As many threads as `count` says, the calling one included.
     pub fn new(count: usize) -> Result<Self> {
         if count == 0 {
             return Err(Error::shape("threads", "at least one thread", 0));
         }
-        if count == 1 {
-            return Ok(Self { pool: None, count });
-        }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|i| format!("llama4rs-cpu-{i}"))
-            .build()
+        let team = Team::new(count - 1)
             .map_err(|e| Error::shape("threads", format!("{count} threads to start"), e))?;
-        Ok(Self { pool: Some(pool), count })
+        Ok(Self { team })
     }
 
     /// Number of threads.
     pub fn count(&self) -> usize {
-        self.count
+        self.team.helpers() + 1
     }
 
     /// Calls `work` once for each of `0..tasks`, in any order, and waits.
     ///
     /// A thread takes the next task when it is done with one, so tasks may differ in size.
     pub fn for_each(&self, tasks: usize, work: impl Fn(usize) + Sync) {
-        match &self.pool {
-            Some(pool) if tasks > 1 => {
-                let next = AtomicUsize::new(0);
-                pool.broadcast(|_| loop {
-                    let task = next.fetch_add(1, Ordering::Relaxed);
-                    if task >= tasks {
-                        break;
-                    }
-                    work(task);
-                });
-            }
-            _ => (0..tasks).for_each(work),
+        if tasks > 1 {
+            self.team.run(tasks, &work);
+        } else {
+            (0..tasks).for_each(work);
         }
     }
 
     /// Cuts `0..len` into equal ranges of at least `grain` and calls `work` for each.
     pub fn for_ranges(&self, len: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
-        let parts = (len / grain.max(1)).clamp(1, self.count * 4);
+        let parts = (len / grain.max(1)).clamp(1, self.count() * 4);
         let part = len.div_ceil(parts).max(1);
         self.for_each(len.div_ceil(part), |i| work(i * part..len.min((i + 1) * part)));
     }

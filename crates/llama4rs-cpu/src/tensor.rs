@@ -17,7 +17,7 @@ impl Tensor {
     /// A tensor of given values.
     pub(crate) fn from_values(values: &[f32], cols: usize) -> Result<Self> {
         let mut tensor = Self::default();
-        let rows = if cols == 0 { 0 } else { values.len() / cols };
+        let rows = values.len().checked_div(cols).unwrap_or(0);
         if rows * cols != values.len() {
             return Err(Error::shape(
                 "upload",
@@ -55,7 +55,7 @@ impl Tensor {
     pub(crate) fn resize(&mut self, rows: usize, cols: usize) -> Result<()> {
         let len = rows
             .checked_mul(cols)
-            .ok_or_else(|| Error::OutOfMemory { what: "activations", bytes: usize::MAX })?;
+            .ok_or(Error::OutOfMemory { what: "activations", bytes: usize::MAX })?;
         resize(&mut self.data, len, "activations")?;
         (self.rows, self.cols) = (rows, cols);
         Ok(())

@@ -107,7 +107,7 @@ pub fn pack(
     cols: usize,
 ) -> PackedMatrix {
     let panel_bytes = format.panel_bytes(cols);
-    let mut bytes = AlignedBytes::zeroed(stack * format.matrix_bytes(rows, cols).unwrap());
+    let mut bytes = AlignedBytes::zeroed(stack * format.matrix_bytes(rows, cols).unwrap()).unwrap();
     let mut panels = bytes.chunks_exact_mut(panel_bytes);
     for matrix in weights.chunks_exact(rows * cols) {
         for rows in matrix.chunks(PANEL_ROWS * cols) {
@@ -151,7 +151,11 @@ fn encode_integers(
 pub fn distance(a: f32, b: f32) -> u64 {
     let ordered = |x: f32| {
         let bits = x.to_bits() as i32 as i64;
-        if bits < 0 { i32::MIN as i64 - bits } else { bits }
+        if bits < 0 {
+            i32::MIN as i64 - bits
+        } else {
+            bits
+        }
     };
     ordered(a).abs_diff(ordered(b))
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use llama4rs_kv_cache::KvCache;
-use llama4rs_model::{Llama4, Observer, Step, Workspace};
-use llama4rs_tensor::{Backend, KvDtype};
+use llama4rs_model::{Llama4, Observer, Step, VisionModel, VisionWorkspace, Workspace};
+use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
 
 use crate::request::{ExpertUsage, Mailbox};
 use crate::scheduler::{Limits, Scheduler};
@@ -30,6 +30,8 @@ pub struct Settings {
 pub struct Engine<B: Backend> {
     backend: B,
     model: Llama4<B>,
+    /// `None` for a text-only checkpoint.
+    vision: Option<Vision<B>>,
     settings: Settings,
     core: Mutex<Core<B>>,
     /// Signalled after every step, for threads that wait while another one drives.
@@ -40,6 +42,12 @@ pub struct Engine<B: Backend> {
     inbox: Mutex<Vec<(RequestOptions, Request)>>,
 }
 
+/// The vision tower and its buffers. It computes beside the text model.
+struct Vision<B: Backend> {
+    model: VisionModel<B>,
+    workspace: Mutex<VisionWorkspace<B>>,
+}
+
 /// What a step changes.
 struct Core<B: Backend> {
     scheduler: Scheduler,
@@ -48,18 +56,26 @@ struct Core<B: Backend> {
     step: Step,
 }
 
-impl<B: Backend> Engine<B> {
+impl<B: VisionBackend> Engine<B> {
     /// An engine without requests.
-    pub fn new(backend: B, model: Llama4<B>, settings: Settings) -> Result<Self> {
+    pub fn new(
+        backend: B,
+        model: Llama4<B>,
+        vision: Option<VisionModel<B>>,
+        settings: Settings,
+    ) -> Result<Self> {
         let core = Core {
             scheduler: Scheduler::default(),
             cache: KvCache::new(&backend, model.kv_layout(settings.kv_dtype))?,
             workspace: Workspace::new(&backend),
             step: Step::default(),
         };
+        let vision = vision
+            .map(|model| Vision { model, workspace: Mutex::new(VisionWorkspace::new(&backend)) });
         Ok(Self {
             backend,
             model,
+            vision,
             settings,
             core: Mutex::new(core),
             stepped: Condvar::new(),
@@ -83,6 +99,29 @@ impl<B: Backend> Engine<B> {
         self.settings
     }
 
+    /// The vision tower; `None` for a text-only checkpoint.
+    pub fn vision(&self) -> Option<&VisionModel<B>> {
+        self.vision.as_ref().map(|vision| &vision.model)
+    }
+
+    /// Encodes normalised tiles `[tiles, channels, size, size]` into
+    /// `[tiles * tokens_per_tile, hidden]`. `interrupted` is asked between layers.
+    pub fn encode_image(
+        &self,
+        pixels: &[f32],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<f32>> {
+        let vision = self.vision.as_ref().ok_or_else(|| {
+            Error::Request(
+                "this checkpoint has no vision part: images need a Llama4ForConditionalGeneration checkpoint"
+                    .to_owned(),
+            )
+        })?;
+        let mut workspace = vision.workspace.lock().map_err(|_| poisoned())?;
+        let mut watch = Interrupts(interrupted);
+        Ok(vision.model.encode(&self.backend, pixels, &mut workspace, &mut watch)?)
+    }
+
     /// Queues a request, or says why it can never run.
     pub fn submit(&self, options: RequestOptions) -> Result<Request> {
         let config = self.model.config();
@@ -103,6 +142,16 @@ impl<B: Backend> Engine<B> {
             ));
         }
         options.sampling.validate()?;
+        if let Some(images) = &options.images {
+            let rows = images.positions(&options.prompt).count();
+            let (features, hidden) = (images.features.len(), config.hidden_size);
+            if features != rows * hidden {
+                return refuse(format!(
+                    "the prompt has {rows} image patch tokens, but {} image features were given: each tile's patches must be in the prompt, in order",
+                    features / hidden
+                ));
+            }
+        }
         let mut mailbox = Mailbox::default();
         mailbox.usage.prompt_tokens = len;
         mailbox.expert_usage = ExpertUsage {
@@ -205,7 +254,7 @@ impl<B: Backend> Engine<B> {
         }
         let Core { scheduler, cache, workspace, step } = &mut *core;
         let running = &mut scheduler.running;
-        let mut watch = Watch { parts: &parts, running, interrupted };
+        let mut watch = Watch { parts: &parts, running, interrupts: Interrupts(interrupted) };
         let outcome = self.model.forward(&self.backend, step, cache, workspace, &mut watch);
         let logits = outcome.map_err(Error::from).and_then(|()| match step.logit_rows.is_empty() {
             true => Ok(Vec::new()),
@@ -251,6 +300,10 @@ impl<B: Backend> Engine<B> {
             let start = sequence.kv.len();
             step.ids.extend(&sequence.pending()[..count]);
             step.positions.extend(start..start + count);
+            sequence.image_rows(count, |offset, feature| {
+                step.image_rows.push((row + offset) as u32);
+                step.image_features.extend_from_slice(feature);
+            });
             let logits = sequence.logit_rows(count);
             let first_logit = step.logit_rows.len();
             step.logit_rows.extend(logits.clone().map(|i| (row + i) as u32));
@@ -290,15 +343,12 @@ struct Part {
 struct Watch<'a> {
     parts: &'a [Part],
     running: &'a [Sequence],
-    interrupted: &'a mut dyn FnMut() -> bool,
+    interrupts: Interrupts<'a>,
 }
 
 impl Observer for Watch<'_> {
-    fn before_layer(&mut self, _layer: usize) -> ControlFlow<()> {
-        match (self.interrupted)() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+    fn before_layer(&mut self, layer: usize) -> ControlFlow<()> {
+        self.interrupts.before_layer(layer)
     }
 
     fn routed(&mut self, layer: usize, experts: &[u32]) {
@@ -307,6 +357,18 @@ impl Observer for Watch<'_> {
         for part in self.parts {
             let experts = &experts[part.rows.start * top_k..part.rows.end * top_k];
             self.running[part.sequence].count_experts(layer, experts);
+        }
+    }
+}
+
+/// Passes interruptions on and watches nothing else.
+struct Interrupts<'a>(&'a mut dyn FnMut() -> bool);
+
+impl Observer for Interrupts<'_> {
+    fn before_layer(&mut self, _layer: usize) -> ControlFlow<()> {
+        match (self.0)() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     }
 }

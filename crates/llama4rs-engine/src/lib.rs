@@ -20,5 +20,7 @@ mod sequence;
 
 pub use engine::{Engine, Settings};
 pub use error::{Error, Result};
-pub use request::{Event, ExpertUsage, FinishReason, Request, RequestOptions, Timings, Usage};
+pub use request::{
+    Event, ExpertUsage, FinishReason, ImageFeatures, Request, RequestOptions, Timings, Usage,
+};
 pub use sampler::{Choice, Sampler, SamplingOptions};

@@ -6,6 +6,23 @@ use std::time::Duration;
 
 use crate::{Choice, Error, SamplingOptions};
 
+/// Encoded images of a prompt.
+#[derive(Clone, Debug)]
+pub struct ImageFeatures {
+    /// The token whose embeddings are replaced.
+    pub patch_token: u32,
+    /// One row per patch token of the prompt, in order, `[patches, hidden]`.
+    pub features: Vec<f32>,
+}
+
+impl ImageFeatures {
+    /// Positions of the patch tokens in `prompt`.
+    pub(crate) fn positions<'a>(&'a self, prompt: &'a [u32]) -> impl Iterator<Item = usize> + 'a {
+        let is_patch = move |(at, &id): (usize, &u32)| (id == self.patch_token).then_some(at);
+        prompt.iter().enumerate().filter_map(is_patch)
+    }
+}
+
 /// A request as the user gives it.
 #[derive(Clone, Debug)]
 pub struct RequestOptions {
@@ -19,6 +36,8 @@ pub struct RequestOptions {
     pub sampling: SamplingOptions,
     /// Keep the logits of every prompt token, `[prompt, vocab]`.
     pub keep_logits: bool,
+    /// Images whose patch tokens are in the prompt.
+    pub images: Option<ImageFeatures>,
 }
 
 /// Why a request ended.

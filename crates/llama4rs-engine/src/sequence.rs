@@ -4,8 +4,23 @@ use std::time::Instant;
 
 use llama4rs_kv_cache::SequenceKv;
 
-use crate::request::{Event, ExpertUsage, Request};
+use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
 use crate::{Choice, Error, FinishReason, RequestOptions, Result, Sampler};
+
+/// The images of a prompt and where they go.
+struct Images {
+    /// Positions of the patch tokens, ascending.
+    positions: Vec<usize>,
+    /// `[positions, hidden]`
+    features: Vec<f32>,
+}
+
+impl Images {
+    fn new(images: ImageFeatures, prompt: &[u32]) -> Self {
+        let positions = images.positions(prompt).collect();
+        Self { positions, features: images.features }
+    }
+}
 
 /// Tokens so far, and what is left to compute.
 pub(crate) struct Sequence {
@@ -17,6 +32,7 @@ pub(crate) struct Sequence {
     max_len: usize,
     stop_token_ids: Vec<u32>,
     keep_logits: bool,
+    images: Option<Images>,
     sampler: Sampler,
     submitted: Instant,
     started: Option<Instant>,
@@ -35,6 +51,7 @@ impl Sequence {
             request,
             kv,
             sampler: Sampler::new(options.sampling, &options.prompt),
+            images: options.images.map(|images| Images::new(images, &options.prompt)),
             tokens: options.prompt,
             prompt_len,
             max_len: prompt_len.saturating_add(options.max_tokens).min(max_context),
@@ -49,6 +66,20 @@ impl Sequence {
     /// Tokens that are not in the cache yet, in order.
     pub fn pending(&self) -> &[u32] {
         &self.tokens[self.kv.len()..]
+    }
+
+    /// Gives the image features of the next `count` tokens: `(row, feature)`.
+    pub fn image_rows(&self, count: usize, mut give: impl FnMut(usize, &[f32])) {
+        let Some(Images { positions, features }) = &self.images else { return };
+        let start = self.kv.len();
+        let width = features.len() / positions.len().max(1);
+        let first = positions.partition_point(|&position| position < start);
+        for (index, &position) in positions.iter().enumerate().skip(first) {
+            if position >= start + count {
+                break;
+            }
+            give(position - start, &features[index * width..(index + 1) * width]);
+        }
     }
 
     /// Whether the next step yields a new token with one row.

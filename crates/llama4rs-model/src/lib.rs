@@ -1,7 +1,7 @@
 //! Floor 2: Llama 4, written once over the [`Backend`](llama4rs_tensor::Backend) trait.
 //!
 //! ```text
-//! ids ─ embed ─┐
+//! ids ─ embed ─┐  (rows of image patches are replaced by the vision tower's)
 //!              ├─▶ block ─▶ … ─▶ block ─▶ norm ─▶ lm_head ─▶ logits
 //!              │
 //!   block:  x ─┬─ norm ─ attention ────(+)─┬─ norm ─ feed forward ─(+)─▶
@@ -24,10 +24,12 @@ mod loading;
 mod norm;
 mod position;
 mod step;
+mod vision;
 mod workspace;
 
 pub use error::{Error, Result};
 pub use llama4::Llama4;
 pub use position::{query_scale, RotaryFrequencies};
 pub use step::{Observer, Step};
+pub use vision::{VisionModel, VisionWorkspace};
 pub use workspace::Workspace;

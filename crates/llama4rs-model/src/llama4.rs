@@ -2,7 +2,7 @@
 
 use llama4rs_checkpoint::TextConfig;
 use llama4rs_kv_cache::{KvCache, KvLayout};
-use llama4rs_tensor::{Backend, KvDtype};
+use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
 
 use crate::attention::{Position, PositionTerms};
 use crate::block::Block;
@@ -21,7 +21,7 @@ pub struct Llama4<B: Backend> {
     pub(crate) lm_head: Option<B::Matrix>,
 }
 
-impl<B: Backend> Llama4<B> {
+impl<B: VisionBackend> Llama4<B> {
     /// The model's sizes.
     pub fn config(&self) -> &TextConfig {
         &self.config
@@ -46,6 +46,10 @@ impl<B: Backend> Llama4<B> {
     ) -> Result<()> {
         let terms = self.position_terms(backend, &step.positions)?;
         backend.embed(&self.embed_tokens, &step.ids, &mut workspace.x)?;
+        if !step.image_rows.is_empty() {
+            let features = backend.upload(&step.image_features, self.config.hidden_size)?;
+            backend.replace_rows(&mut workspace.x, &step.image_rows, &features)?;
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             if observer.before_layer(layer).is_break() {
                 return Err(Error::Interrupted);

@@ -11,6 +11,10 @@ pub struct Step {
     pub ids: Vec<u32>,
     /// Position of each row in its sequence, from 0.
     pub positions: Vec<usize>,
+    /// Rows whose embedding an image feature replaces, ascending.
+    pub image_rows: Vec<u32>,
+    /// The features of those rows, `[image rows, hidden]`.
+    pub image_features: Vec<f32>,
     /// Where keys and values go and what each row sees.
     pub kv: KvStep,
     /// Rows whose logits are wanted, ascending.
@@ -22,6 +26,8 @@ impl Step {
     pub fn clear(&mut self) {
         self.ids.clear();
         self.positions.clear();
+        self.image_rows.clear();
+        self.image_features.clear();
         self.kv.clear();
         self.logit_rows.clear();
     }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use llama4rs_checkpoint::{OpenOptions, TensorReport};
 use llama4rs_cpu::Cpu;
-use llama4rs_engine::{RequestOptions, SamplingOptions, Settings};
-use llama4rs_model::Llama4;
+use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
+use llama4rs_model::{Llama4, VisionModel};
 use llama4rs_tensor::{Backend, KvDtype, WeightFormat};
-use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use numpy::{
+    PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -15,7 +17,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::checkpoint::{parse_format, parse_rules};
 use crate::device::CpuEngine;
 use crate::errors;
-use crate::guard::detached;
+use crate::guard::{detached, Signals};
 use crate::progress;
 use crate::request::Request;
 
@@ -32,6 +34,8 @@ pub(crate) struct Engine {
     weights: WeightFormat,
     tensors: Vec<TensorReport>,
     warnings: Vec<String>,
+    /// The token that image features replace.
+    patch_token: Option<u32>,
 }
 
 /// Everything that opening brings.
@@ -41,6 +45,7 @@ struct Opened {
     weights: WeightFormat,
     tensors: Vec<TensorReport>,
     warnings: Vec<String>,
+    patch_token: Option<u32>,
 }
 
 /// What the caller wants, checked.
@@ -59,6 +64,7 @@ fn open(
     let backend = Cpu::new(wanted.open.threads)?;
     let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
     let model = Llama4::load(&backend, &*source)?;
+    let vision = VisionModel::load(&backend, &*source)?;
     let weights = source.weights();
     let exact = if weights == WeightFormat::F32 { KvDtype::F32 } else { KvDtype::Bf16 };
     let settings = Settings {
@@ -72,7 +78,8 @@ fn open(
         weights,
         tensors: source.report(),
         warnings: source.warnings().to_vec(),
-        engine: CpuEngine::new(backend, model, settings).map_err(|error| match error {
+        patch_token: source.config().image_token_id,
+        engine: CpuEngine::new(backend, model, vision, settings).map_err(|error| match error {
             llama4rs_engine::Error::OutOfMemory(_) => {
                 llama4rs_tensor::Error::OutOfMemory { what: "the key/value cache", bytes: 0 }
             }
@@ -130,8 +137,9 @@ impl Engine {
         };
         let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
             .map_err(|error| errors::model(py, error))?;
-        let Opened { engine, config_json, weights, tensors, warnings } = opened;
-        Ok(Self { engine: Arc::new(engine), config_json, weights, tensors, warnings })
+        let Opened { engine, config_json, weights, tensors, warnings, patch_token } = opened;
+        let engine = Arc::new(engine);
+        Ok(Self { engine, config_json, weights, tensors, warnings, patch_token })
     }
 
     #[getter]
@@ -191,7 +199,7 @@ impl Engine {
     }
 
     /// Queues a prompt.
-    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = Vec::new(), seed = 0, logprobs = None))]
+    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = Vec::new(), seed = 0, logprobs = None, image_features = None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -205,6 +213,7 @@ impl Engine {
         stop_token_ids: Vec<u32>,
         seed: u64,
         logprobs: Option<usize>,
+        image_features: Option<PyReadonlyArray2<'_, f32>>,
     ) -> PyResult<Request> {
         let sampling = SamplingOptions {
             temperature,
@@ -215,16 +224,50 @@ impl Engine {
             seed,
             logprobs,
         };
-        let options =
-            RequestOptions { prompt, max_tokens, stop_token_ids, sampling, keep_logits: false };
+        let options = RequestOptions {
+            prompt,
+            max_tokens,
+            stop_token_ids,
+            sampling,
+            keep_logits: false,
+            images: self.images(image_features)?,
+        };
         self.submit_options(py, options)
     }
 
+    /// Encodes normalised tiles `[tiles, channels, size, size]` into
+    /// `[tiles * tokens_per_tile, hidden]`.
+    fn encode_image<'py>(
+        &self,
+        py: Python<'py>,
+        pixels: PyReadonlyArray4<'py, f32>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        if let Some(vision) = self.engine.vision() {
+            let (size, channels) = (vision.config().image_size, vision.config().num_channels);
+            if pixels.shape()[1..] != [channels, size, size] {
+                return Err(PyValueError::new_err(format!(
+                    "expected tiles [n, {channels}, {size}, {size}], got {:?}",
+                    pixels.shape()
+                )));
+            }
+        }
+        let pixels = pixels.as_slice()?;
+        let mut signals = Signals::new();
+        let outcome = detached(py, || self.engine.encode_image(pixels, &mut || signals.pending()))?;
+        let features =
+            outcome.map_err(|error| signals.raised.unwrap_or_else(|| errors::engine(py, error)))?;
+        let hidden = self.engine.model().config().hidden_size;
+        let rows = features.len() / hidden;
+        PyArray1::from_vec(py, features).reshape([rows, hidden])
+    }
+
     /// Logits `[tokens, vocab]` of a fresh sequence, all positions.
+    #[pyo3(signature = (token_ids, *, image_features = None))]
     fn logits<'py>(
         &self,
         py: Python<'py>,
         token_ids: Vec<u32>,
+        image_features: Option<PyReadonlyArray2<'_, f32>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let tokens = token_ids.len();
         let options = RequestOptions {
@@ -233,6 +276,7 @@ impl Engine {
             stop_token_ids: Vec::new(),
             sampling: SamplingOptions::default(),
             keep_logits: true,
+            images: self.images(image_features)?,
         };
         let request = self.submit_options(py, options)?;
         while request.next(py)?.is_some() {}
@@ -243,6 +287,25 @@ impl Engine {
 }
 
 impl Engine {
+    /// Image features as the engine wants them.
+    fn images(
+        &self,
+        features: Option<PyReadonlyArray2<'_, f32>>,
+    ) -> PyResult<Option<ImageFeatures>> {
+        let Some(features) = features else { return Ok(None) };
+        let patch_token = self.patch_token.ok_or_else(|| {
+            PyValueError::new_err("this checkpoint's config.json has no image_token_index")
+        })?;
+        let hidden = self.engine.model().config().hidden_size;
+        if features.shape()[1] != hidden {
+            return Err(PyValueError::new_err(format!(
+                "expected image_features [n, {hidden}], got {:?}",
+                features.shape()
+            )));
+        }
+        Ok(Some(ImageFeatures { patch_token, features: features.as_slice()?.to_vec() }))
+    }
+
     fn submit_options(&self, py: Python<'_>, options: RequestOptions) -> PyResult<Request> {
         let request = detached(py, || self.engine.submit(options))?
             .map_err(|error| errors::engine(py, error))?;

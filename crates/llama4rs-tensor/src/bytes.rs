@@ -1,6 +1,6 @@
 //! Bytes that are either ours or a part of a mapped file.
 
-use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
+use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::ops::{Deref, DerefMut, Range};
 
 use crate::{Error, MappedFile, Result};
@@ -15,26 +15,26 @@ pub struct AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// `len` zero bytes.
-    pub fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
+    /// `len` zero bytes, or [`Error::OutOfMemory`].
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let refused = Error::OutOfMemory { what: "packed weights", bytes: len };
+        let Ok(layout) = Self::layout(len) else { return Err(refused) };
         // SAFETY: the layout's size is at least ALIGNMENT, so never zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        match std::ptr::NonNull::new(raw) {
-            Some(pointer) => Self { pointer, len },
-            None => handle_alloc_error(layout),
-        }
+        let pointer = std::ptr::NonNull::new(raw).ok_or(refused)?;
+        Ok(Self { pointer, len })
     }
 
-    fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len.max(ALIGNMENT), ALIGNMENT).expect("a length below isize::MAX")
+    fn layout(len: usize) -> std::result::Result<Layout, std::alloc::LayoutError> {
+        Layout::from_size_align(len.max(ALIGNMENT), ALIGNMENT)
     }
 }
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
+        let layout = Self::layout(self.len).expect("the layout that `zeroed` allocated with");
         // SAFETY: allocated in `zeroed` with the same layout, freed once.
-        unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.len)) }
+        unsafe { dealloc(self.pointer.as_ptr(), layout) }
     }
 }
 
@@ -79,7 +79,7 @@ impl Bytes {
             expected: range.end,
             found: file.len(),
         })?;
-        if slice.as_ptr() as usize % ALIGNMENT != 0 {
+        if !(slice.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
             return Err(Error::shape(
                 "map weights",
                 format!("an offset that is a multiple of {ALIGNMENT}"),

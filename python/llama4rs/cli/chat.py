@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import RequestError
+from ..errors import Llama4Error
 from ..llm import Llama4
 from .options import (
     MODEL_HELP,
@@ -36,7 +37,10 @@ from .terminal import print_json, print_statistics, write_piece
 
 __all__ = ["chat"]
 
-_COMMANDS = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+_COMMANDS = (
+    "/image FILE shows a picture with the next message, /reset forgets the conversation, "
+    "/exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+)
 
 
 @reported
@@ -62,7 +66,8 @@ def chat(
 ) -> None:
     """Talk to a model.
 
-    Each line is a message. /reset forgets the conversation, /exit leaves, Ctrl-C stops an answer.
+    Each line is a message. /image FILE shows a picture with the next one, /reset forgets the
+    conversation, /exit leaves, Ctrl-C stops an answer.
     From a pipe, each line of standard input is a message, and only the answers are printed.
 
     Examples:
@@ -118,6 +123,7 @@ class _Conversation:
         self._json = json
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self._messages: list[dict[str, Any]] = [*self._beginning]
+        self._images: list[str] = []
         self.over = False
 
     def take(self, line: str) -> None:
@@ -126,6 +132,9 @@ class _Conversation:
             self.over = True
         elif line == "/reset":
             self._messages = [*self._beginning]
+            self._images = []
+        elif line.startswith("/image "):
+            self._show(line.removeprefix("/image ").strip())
         elif line == "/help":
             print(_COMMANDS, file=sys.stderr)
         elif line.startswith("/") and " " not in line and "/" not in line[1:]:
@@ -133,8 +142,17 @@ class _Conversation:
         elif line:
             self._answer(line)
 
+    def _show(self, file: str) -> None:
+        if Path(file).expanduser().is_file():
+            self._images.append(file)
+        else:
+            print(f"no such file: {file}", file=sys.stderr)
+
     def _answer(self, line: str) -> None:
-        messages = [*self._messages, {"role": "user", "content": line}]
+        pictures = [{"type": "image", "image": image} for image in self._images]
+        content = [*pictures, {"type": "text", "text": line}]
+        messages = [*self._messages, {"role": "user", "content": content}]
+        self._images = []
         stream = self._llm.chat_stream(messages, **self._options)
         for piece in stream:
             if not self._json:
@@ -146,7 +164,7 @@ class _Conversation:
             write_piece("\n")
             print_statistics(output)
         # Only a complete exchange is remembered.
-        self._messages = [*messages, output.message or {}]
+        self._messages = [*messages, output.message]
 
 
 def _talk(conversation: _Conversation) -> None:
@@ -164,6 +182,6 @@ def _talk(conversation: _Conversation) -> None:
             conversation.take(line)
         except KeyboardInterrupt:
             print("\n(stopped; the exchange is forgotten)", file=sys.stderr)
-        except RequestError as error:
+        except Llama4Error as error:
             fail(error)
             print("/reset starts again with an empty context.", file=sys.stderr)

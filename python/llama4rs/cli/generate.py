@@ -11,6 +11,8 @@ from ..errors import RequestError
 from .options import (
     MODEL_HELP,
     Device,
+    IgnoreEos,
+    Image,
     Json,
     KvCache,
     LocalFilesOnly,
@@ -44,6 +46,7 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a user's message, not raw text.")
     ] = False,
+    image: Image = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -51,6 +54,7 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
     seed: Seed = 0,
     logprobs: Annotated[
         int | None,
@@ -68,12 +72,15 @@ def generate(
     """Continue a text, or answer one message.
 
     A raw prompt may hold special tokens such as <|eot|>; the text appears while it is written.
+    With --image the prompt is a user's message, too.
 
     Examples:
 
         llama4rs generate "Once upon a time"
 
         llama4rs generate --chat "Tell me a story." --temperature 0 --json
+
+        llama4rs generate --image cat.png "What is this?" -m scout-int4
 
         cat notes.txt | llama4rs generate -m scout-int4 -n 200 --stop "###"
     """
@@ -88,9 +95,10 @@ def generate(
         revision=revision,
         local_files_only=local_files_only,
     )
-    request = [{"role": "user", "content": text}] if chat else text
-    stream = llm.stream(
-        request,
+    answer = llm.chat_stream if chat or image else llm.stream
+    stream = answer(
+        text,
+        images=image or None,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -98,6 +106,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         stop=stop or None,
+        ignore_eos=ignore_eos,
         seed=seed,
         logprobs=logprobs,
     )

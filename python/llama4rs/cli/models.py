@@ -11,7 +11,7 @@ from ..errors import RequestError
 from ..packing import inspect
 from ..packing import pack as pack_model
 from ..packing import verify as verify_model
-from ..summary import byte_count, group_rows, number, table_text, tensor_groups
+from ..summary import byte_count, groups_text, number, table_text, tensor_groups
 from .options import MODEL_HELP, Json, LocalFilesOnly, Revision, Threads
 from .reporting import reported, warn
 from .terminal import print_json
@@ -57,7 +57,7 @@ def info(
         ),
     ]
     print(table_text(rows))
-    print()
+    print("\nstored as:" if weights else "\nwith --weights int4 it would be:")
     _print_tensors(found)
 
 
@@ -66,14 +66,20 @@ def pack(
     source: Annotated[str, typer.Argument(help="Model directory or Hugging Face id.")],
     destination: Annotated[str, typer.Argument(help="Directory to make.")],
     weights: Annotated[
-        str, typer.Option("--weights", "-w", metavar="FORMAT", help="int4, int8, bf16...")
+        str,
+        typer.Option(
+            "--weights",
+            "-w",
+            metavar="FORMAT",
+            help="int4, int8, bf16 or f32.",
+        ),
     ] = "int4",
     policy: Annotated[
         list[str] | None,
         typer.Option(
             "--policy",
             metavar="'PATTERN=FORMAT'",
-            help="Another format for tensors whose name matches. May be repeated, first one wins.",
+            help="Another format for matrices whose name matches. May be repeated, first one wins.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DESTINATION.")] = False,
@@ -88,7 +94,7 @@ def pack(
 
         llama4rs pack meta-llama/Llama-4-Scout-17B-16E-Instruct scout-int4
 
-        llama4rs pack scout scout-mixed -w int4 --policy '*.shared_expert.*=int8'
+        llama4rs pack scout scout-mixed -w int4 --policy 'layers.*.shared_expert.*=int8'
     """
     report = pack_model(
         source,
@@ -138,7 +144,7 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def _print_tensors(report: dict[str, Any]) -> None:
-    print(table_text(group_rows(tensor_groups(report["tensors"])), right=(2, 3)))
+    print(groups_text(tensor_groups(report["tensors"])))
     for remark in report.get("warnings", ()):
         warn(remark)
 

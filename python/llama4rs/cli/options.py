@@ -36,6 +36,9 @@ RepetitionPenalty = Annotated[
 Stop = Annotated[
     list[str] | None, _sampling("--stop", metavar="TEXT", help="End before TEXT. May be repeated.")
 ]
+IgnoreEos = Annotated[
+    bool, _sampling("--ignore-eos", help="Go on after the model's own end of the text.")
+]
 Seed = Annotated[int, _sampling("--seed", "-s", min=0, help="Same seed, same text.")]
 
 Weights = Annotated[
@@ -43,14 +46,18 @@ Weights = Annotated[
     _model("--weights", "-w", metavar="FORMAT", help="Convert while reading: int4, int8, bf16..."),
 ]
 Device = Annotated[str, _model(help="What computes: auto or cpu.")]
-Threads = Annotated[int | None, _model(min=1, help="Threads. [default: one per core]")]
+Threads = Annotated[int | None, _model(min=1, help="Threads. [default: all cores]")]
 MaxContext = Annotated[int | None, _model(min=1, help="Most tokens of prompt and output together.")]
-KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Format of keys and values.")]
+KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Keys and values: bf16 or f32.")]
 Revision = Annotated[
     str | None, _model(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
 ]
 LocalFilesOnly = Annotated[bool, _model("--local-files-only", help="Never use the network.")]
 
+Image = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE", help="A picture to show first. May be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -61,8 +61,8 @@ def plan_canvas(
     """The canvas for a picture.
 
     The canvas that holds the picture with the least enlargement, or else the least reduction; of
-    several such the smallest. A picture is enlarged only until its shorter possible side fills
-    one tile, unless ``resize_to_max_canvas`` asks for the largest enlargement there is.
+    several such the smallest. Only a picture with a side shorter than a tile is enlarged, until
+    that side is a tile long, unless ``resize_to_max_canvas`` asks for all that fits.
 
     Args:
         width: Of the picture, in pixels.
@@ -104,9 +104,7 @@ def plan_canvas(
 def _grids(max_tiles: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows and columns of every grid of at most so many tiles."""
     grids = [
-        (rows, cols)
-        for rows in range(1, max_tiles + 1)
-        for cols in range(1, max_tiles // rows + 1)
+        (rows, cols) for rows in range(1, max_tiles + 1) for cols in range(1, max_tiles // rows + 1)
     ]
     rows, cols = np.array(grids, dtype=np.int64).T
     return rows, cols
@@ -118,7 +116,7 @@ def _fit(
     """Width and height of the picture on its canvas, proportions kept."""
     target_width, scale_x = _side(width, canvas_width, upscale_limit)
     target_height, scale_y = _side(height, canvas_height, upscale_limit)
-    if _is_less(scale_x, scale_y):
+    if scale_x < scale_y:
         return target_width, max(min(_scaled(height, scale_x), target_height), 1)
     return max(min(_scaled(width, scale_y), target_width), 1), target_height
 
@@ -131,12 +129,5 @@ def _side(length: int, canvas_length: int, upscale_limit: int | None) -> tuple[i
     return wanted, np.float64(wanted) / np.float64(length)
 
 
-def _is_less(left: _Scale, right: _Scale) -> bool:
-    """Comparison in the lower precision of the two."""
-    if isinstance(left, np.float64) and isinstance(right, np.float64):
-        return bool(left < right)
-    return bool(np.float32(left) < np.float32(right))
-
-
 def _scaled(length: int, scale: _Scale) -> int:
-    return math.floor(type(scale)(length) * scale)
+    return math.floor(float(type(scale)(length) * scale))

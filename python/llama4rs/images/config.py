@@ -55,7 +55,9 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         for name in ("tile_size", "patch_size", "max_tiles"):
-            _require(getattr(self, name) >= 1, f"{name} must be positive, not {getattr(self, name)}")
+            _require(
+                getattr(self, name) >= 1, f"{name} must be positive, not {getattr(self, name)}"
+            )
         _require(0 < self.pixel_shuffle_ratio <= 1, "pixel_shuffle_ratio must be in (0, 1]")
         _require(
             self.tile_size % (self.patch_size * self.patches_per_token_side) == 0,
@@ -92,8 +94,8 @@ class ImageConfig:
             CheckpointError: A value of the wrong kind, one that cannot be honoured, or two
                 different tile sizes.
 
-        >>> ImageConfig.from_dicts({"size": {"height": 112, "width": 112}, "max_patches": 4}).max_tiles
-        4
+        >>> ImageConfig.from_dicts({"size": {"height": 112, "width": 112}}).tokens_per_tile
+        16
         """
         preprocessor, vision = preprocessor or {}, vision or {}
         for step in ("do_resize", "do_rescale", "do_normalize"):

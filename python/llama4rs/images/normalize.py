@@ -61,6 +61,7 @@ def _table(config: ImageConfig, flavour: Flavour) -> npt.NDArray[np.float32]:
 
 def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Finite values rounded to the nearest bfloat16, ties to even."""
-    bits = values.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return rounded.astype(np.uint32).view(np.float32)
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    result: npt.NDArray[np.float32] = rounded.astype(np.uint32).view(np.float32)
+    return result

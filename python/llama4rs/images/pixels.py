@@ -13,9 +13,7 @@ from .plan import ImagePlan, plan_image
 __all__ = ["preprocess"]
 
 
-def preprocess(
-    image: Image.Image, config: ImageConfig | None = None
-) -> npt.NDArray[np.uint8]:
+def preprocess(image: Image.Image, config: ImageConfig | None = None) -> npt.NDArray[np.uint8]:
     """Lay an image on its canvas and cut that into tiles.
 
     The picture is resized to the plan of `plan_image` and put into the top left corner of a black

@@ -50,7 +50,13 @@ impl Config {
             field: "the file".into(),
             problem: format!("not valid JSON: {error}"),
         })?;
-        let top = Fields::new(&raw, path_for_messages, "")?;
+        let config = Self::from_value(&raw, path_for_messages)?;
+        Ok(Self { raw, ..config })
+    }
+
+    /// Everything but `raw`, which stays null.
+    fn from_value(raw: &Value, path: &Path) -> Result<Self> {
+        let top = Fields::new(raw, path, "")?;
         check_architecture(&top)?;
         let text = top.object("text_config")?;
         if let Some(text) = &text {
@@ -64,23 +70,18 @@ impl Config {
             (Some(_), Some(vision)) => Some(VisionConfig::read(&vision)?),
             _ => None,
         };
-        let either = |name: &str| match decoder.token(name)? {
-            Some(id) => Ok::<_, Error>(Some(id)),
-            None => top.token(name),
-        };
+        let bos = decoder.token("bos_token_id")?;
+        let eos = eos_tokens(decoder)?;
         Ok(Self {
             text: TextConfig::read(decoder, tied)?,
             vision,
             boi_token_id: first_token(&top, ["boi_token_index", "boi_token_id"])?,
             eoi_token_id: first_token(&top, ["eoi_token_index", "eoi_token_id"])?,
             image_token_id: first_token(&top, ["image_token_index", "image_token_id"])?,
-            bos_token_id: either("bos_token_id")?,
-            eos_token_ids: match eos_tokens(decoder)? {
-                ids if ids.is_empty() => eos_tokens(&top)?,
-                ids => ids,
-            },
+            bos_token_id: if bos.is_some() { bos } else { top.token("bos_token_id")? },
+            eos_token_ids: if eos.is_empty() { eos_tokens(&top)? } else { eos },
             pad_token_id: pad_token(decoder, &top)?,
-            raw: raw.clone(),
+            raw: Value::Null,
         })
     }
 

@@ -135,7 +135,7 @@ impl TextConfig {
             if fields.is_written("head_dim") { self.hidden_size / self.num_heads } else { 128 };
         self.num_kv_heads = fields.size("num_key_value_heads", kv_default, MAX_COUNT)?;
         self.head_dim = fields.size("head_dim", dim_default, MAX_COUNT)?;
-        if self.num_heads % self.num_kv_heads != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(fields.error(
                 "num_key_value_heads",
                 format!(
@@ -144,7 +144,7 @@ impl TextConfig {
                 ),
             ));
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(fields
                 .error("head_dim", format!("expected an even number, found {}", self.head_dim)));
         }

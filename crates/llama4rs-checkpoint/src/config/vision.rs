@@ -49,7 +49,7 @@ impl VisionConfig {
         let size = |name: &str, default| fields.size(name, default, 1 << 20);
         let hidden_size = size("hidden_size", 768)?;
         let num_heads = size("num_attention_heads", 16)?;
-        if hidden_size % num_heads != 0 || hidden_size / num_heads % 4 != 0 {
+        if !hidden_size.is_multiple_of(4 * num_heads) {
             return Err(fields.error(
                 "num_attention_heads",
                 format!("{num_heads} heads do not cut hidden_size {hidden_size} into widths divisible by 4"),
@@ -75,7 +75,7 @@ impl VisionConfig {
     }
 
     fn check(&self, fields: &Fields<'_>) -> Result<()> {
-        if self.image_size % (self.patch_size * self.shuffle) != 0 {
+        if !self.image_size.is_multiple_of(self.patch_size * self.shuffle) {
             return Err(fields.error(
                 "image_size",
                 format!(

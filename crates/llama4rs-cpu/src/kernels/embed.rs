@@ -55,3 +55,31 @@ fn decode_row(table: &Panels, row: usize, out: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llama4rs_tensor::Backend;
+
+    use crate::test_support::{all_cpus, assert_bits, Random, FORMATS};
+
+    #[test]
+    fn rows_are_those_of_the_plain_table() {
+        let random = &mut Random(11);
+        for format in FORMATS {
+            for (rows, cols) in [(1, 1), (50, 33), (17, 200)] {
+                let table = random.matrix(format, 1, rows, cols);
+                let plain = table.decode(0);
+                let ids: Vec<u32> = (0..30).map(|_| random.below(rows) as u32).collect();
+                let expected: Vec<f32> = ids
+                    .iter()
+                    .flat_map(|&id| plain[id as usize * cols..][..cols].to_vec())
+                    .collect();
+                for cpu in all_cpus() {
+                    let mut got = cpu.empty();
+                    cpu.embed(&table, &ids, &mut got).unwrap();
+                    assert_bits(&format.to_string(), &expected, got.values());
+                }
+            }
+        }
+    }
+}

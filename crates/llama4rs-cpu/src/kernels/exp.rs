@@ -106,7 +106,11 @@ mod tests {
             x[4] = -0.0;
             x[5] = -f32::MAX;
             dispatch.run(Exp(&mut x));
-            assert_eq!([x[0], x[1], x[2], x[4], x[5]], [1.0, 0.0, f32::INFINITY, 1.0, 0.0], "{set}");
+            assert_eq!(
+                [x[0], x[1], x[2], x[4], x[5]],
+                [1.0, 0.0, f32::INFINITY, 1.0, 0.0],
+                "{set}"
+            );
             assert!(x[3].is_nan(), "{set}");
         }
     }

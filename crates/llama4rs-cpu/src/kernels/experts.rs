@@ -192,7 +192,7 @@ impl Kernel for GateUp<'_> {
         let (mut gates, mut ups) = ([0.0; MAX_OUTPUTS], [0.0; MAX_OUTPUTS]);
         for tile in tiles {
             let (tile, target) = (&inputs.tiles()[tile], &hidden.tiles[tile]);
-            let step = panels_at_once(tile.rows);
+            let step = panels_at_once::<S>(tile.rows);
             for start in panels.clone().step_by(step) {
                 let step = start..panels.end.min(start + step);
                 let x = inputs.values(tile);
@@ -336,8 +336,7 @@ mod tests {
         let (x, before) = (random.tensor(30, 96), random.tensor(30, 96));
         let logits = random.tensor(30, 4);
         let cpu = best_cpu();
-        let together =
-            run(cpu, &x, &cpu.route(&logits, 2).unwrap(), [&gate, &up, &down], &before);
+        let together = run(cpu, &x, &cpu.route(&logits, 2).unwrap(), [&gate, &up, &down], &before);
         for row in 0..30 {
             let only = |x: &Tensor| Tensor::from_values(x.row(row), x.cols()).unwrap();
             let routing = cpu.route(&only(&logits), 2).unwrap();

@@ -4,11 +4,10 @@
 //! chunks of zeroed memory that never move, so growing copies nothing, and the
 //! system gives real memory to a page only when it is written.
 
-use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::ops::Range;
-use std::ptr::NonNull;
 
-use llama4rs_tensor::{Error, KvDtype, KvGeometry, Result, Slot, ALIGNMENT};
+use llama4rs_tensor::{Error, KvDtype, KvGeometry, Result, Slot};
+use memmap2::MmapMut;
 
 use crate::parallel::Threads;
 use crate::Tensor;
@@ -22,7 +21,8 @@ pub struct KvPages {
     page_bytes: usize,
     pages_per_chunk: usize,
     num_pages: usize,
-    chunks: Vec<Chunk>,
+    /// Anonymous memory, aligned to the system's pages.
+    chunks: Vec<MmapMut>,
 }
 
 impl KvPages {
@@ -33,7 +33,13 @@ impl KvPages {
             .into_iter()
             .try_fold(1usize, usize::checked_mul)
             .filter(|&bytes| bytes > 0 && bytes <= isize::MAX as usize / 2)
-            .ok_or_else(|| Error::shape("kv pool", "sizes above zero that fit in memory", format!("{geometry:?}")))?;
+            .ok_or_else(|| {
+                Error::shape(
+                    "kv pool",
+                    "sizes above zero that fit in memory",
+                    format!("{geometry:?}"),
+                )
+            })?;
         let pages_per_chunk = (CHUNK_BYTES / page_bytes).max(1);
         Ok(Self { geometry, page_bytes, pages_per_chunk, num_pages: 0, chunks: Vec::new() })
     }
@@ -55,7 +61,7 @@ impl KvPages {
             let chunk = self
                 .page_bytes
                 .checked_mul(self.pages_per_chunk)
-                .and_then(Chunk::zeroed)
+                .and_then(|bytes| MmapMut::map_anon(bytes).ok())
                 .filter(|_| self.chunks.try_reserve(1).is_ok())
                 .ok_or_else(|| Error::OutOfMemory {
                     what: "key/value pages",
@@ -68,8 +74,18 @@ impl KvPages {
     }
 
     /// Where a plane is: its chunk and its bytes there.
-    fn plane_range(&self, page: usize, layer: usize, head: usize, value: bool) -> (usize, Range<usize>) {
-        assert!(page < self.num_pages && layer < self.geometry.num_layers && head < self.geometry.num_kv_heads);
+    fn plane_range(
+        &self,
+        page: usize,
+        layer: usize,
+        head: usize,
+        value: bool,
+    ) -> (usize, Range<usize>) {
+        assert!(
+            page < self.num_pages
+                && layer < self.geometry.num_layers
+                && head < self.geometry.num_kv_heads
+        );
         let bytes = self.geometry.plane_elements() * self.geometry.dtype.bytes();
         let plane = (layer * self.geometry.num_kv_heads + head) * 2 + value as usize;
         let start = page % self.pages_per_chunk * self.page_bytes + plane * bytes;
@@ -79,7 +95,7 @@ impl KvPages {
     /// The keys (or values) of one head of one layer in one page: `[token][head_dim]`.
     pub fn plane(&self, page: usize, layer: usize, head: usize, value: bool) -> &[u8] {
         let (chunk, range) = self.plane_range(page, layer, head, value);
-        &self.chunks[chunk].bytes()[range]
+        &self.chunks[chunk][range]
     }
 
     /// As [`KvPages::plane`], to be written by several tasks.
@@ -89,14 +105,21 @@ impl KvPages {
     #[allow(clippy::mut_from_ref)]
     unsafe fn plane_mut(&self, page: usize, layer: usize, head: usize, value: bool) -> &mut [u8] {
         let (chunk, range) = self.plane_range(page, layer, head, value);
-        let start = self.chunks[chunk].pointer.as_ptr().wrapping_add(range.start);
-        // SAFETY: the range is inside of the chunk (as `plane` checks for the
-        // same range), and the caller promises exclusiveness.
+        let start = self.chunks[chunk].as_ptr().cast_mut().wrapping_add(range.start);
+        // SAFETY: the range is inside of the chunk, which is writable memory; the
+        // caller promises exclusiveness.
         unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
     }
 
     /// Stores row `t` of `keys` and `values` at `slots[t]`; the shapes fit.
-    pub fn write(&mut self, threads: &Threads, layer: usize, slots: &[Slot], keys: &Tensor, values: &Tensor) {
+    pub fn write(
+        &mut self,
+        threads: &Threads,
+        layer: usize,
+        slots: &[Slot],
+        keys: &Tensor,
+        values: &Tensor,
+    ) {
         let KvGeometry { num_kv_heads, head_dim, dtype, .. } = self.geometry;
         let pages = &*self;
         let write = |task: usize| {
@@ -142,45 +165,97 @@ fn bf16_bits(value: f32) -> u16 {
     (if value.is_nan() { bits | 0x40_0000 } else { rounded } >> 16) as u16
 }
 
-/// Zeroed memory that stays where it is.
-struct Chunk {
-    /// What was allocated.
-    memory: NonNull<u8>,
-    layout: Layout,
-    /// The first aligned byte of it.
-    pointer: NonNull<u8>,
-}
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use llama4rs_tensor::Backend;
 
-impl Chunk {
-    /// Asks for no more than the allocator's own alignment: only then does zeroed
-    /// memory come straight from the system, untouched.
-    fn zeroed(bytes: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(bytes.checked_add(ALIGNMENT)?, 16).ok()?;
-        // SAFETY: the size is not zero.
-        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        let skip = memory.as_ptr().align_offset(ALIGNMENT);
-        // SAFETY: `skip < ALIGNMENT`, which the layout has to spare.
-        let pointer = unsafe { memory.add(skip) };
-        Some(Self { memory, layout, pointer })
+    use super::*;
+    use crate::test_support::{all_cpus, Random};
+
+    fn geometry(dtype: KvDtype) -> KvGeometry {
+        KvGeometry { num_layers: 3, num_kv_heads: 2, head_dim: 12, page_tokens: 5, dtype }
     }
 
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the chunk owns these initialised bytes; `plane_mut` is only
-        // reached through an exclusive borrow of the pool.
-        unsafe {
-            std::slice::from_raw_parts(self.pointer.as_ptr(), self.layout.size() - ALIGNMENT)
+    #[test]
+    fn what_is_written_is_there_and_nothing_else() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            for cpu in all_cpus() {
+                let random = &mut Random(12);
+                let mut pool = cpu.kv_pool(geometry(dtype)).unwrap();
+                cpu.kv_reserve(&mut pool, 4).unwrap();
+                let slots: Vec<Slot> = [(3, 4), (0, 0), (3, 0), (1, 2)]
+                    .map(|(page, offset)| Slot { page, offset })
+                    .to_vec();
+                let (keys, values) = (random.tensor(4, 24), random.tensor(4, 24));
+                cpu.write_kv(&mut pool, 1, &slots, &keys, &values).unwrap();
+                cpu.kv_reserve(&mut pool, 10_000).unwrap();
+                let mut found = 0;
+                for (page, layer, head) in
+                    (0..12).flat_map(|i| (0..6).map(move |j| (i, j % 3, j / 3)))
+                {
+                    for value in [false, true] {
+                        let source = if value { &values } else { &keys };
+                        let plane = pool.plane(page, layer, head, value);
+                        for (offset, bytes) in plane.chunks(12 * dtype.bytes()).enumerate() {
+                            let at = Slot { page: page as u32, offset: offset as u32 };
+                            let slot = slots.iter().position(|&s| s == at && layer == 1);
+                            let expected: Vec<u8> = match slot {
+                                None => vec![0; 12 * dtype.bytes()],
+                                Some(t) => {
+                                    found += 1;
+                                    let row = &source.row(t)[head * 12..][..12];
+                                    let bytes = |x: &f32| match dtype {
+                                        KvDtype::F32 => x.to_le_bytes().to_vec(),
+                                        KvDtype::Bf16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+                                    };
+                                    row.iter().flat_map(bytes).collect()
+                                }
+                            };
+                            assert_eq!(bytes, expected, "{page} {layer} {head} {value} {offset}");
+                        }
+                    }
+                }
+                assert_eq!(found, 4 * 2 * 2);
+            }
         }
     }
-}
 
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, freed once.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
+    #[test]
+    fn bf16_is_rounded_to_nearest_even() {
+        let random = &mut Random(13);
+        for _ in 0..100_000 {
+            let value = f32::from_bits(random.bits() as u32);
+            let expected = bf16::from_f32(value);
+            let got = bf16::from_bits(bf16_bits(value));
+            assert!(got == expected || got.is_nan() && expected.is_nan(), "{value}");
+        }
+        assert!(bf16::from_bits(bf16_bits(f32::from_bits(0x7F80_0001))).is_nan());
+    }
+
+    #[test]
+    fn planes_start_on_cache_lines() {
+        let mut pool = KvPages::new(KvGeometry {
+            num_layers: 12,
+            num_kv_heads: 8,
+            head_dim: 128,
+            page_tokens: 64,
+            dtype: KvDtype::Bf16,
+        })
+        .unwrap();
+        pool.reserve(100).unwrap();
+        assert_eq!(pool.plane(99, 11, 7, true).as_ptr() as usize % 64, 0);
+        assert!(pool.plane(99, 11, 7, true).iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn absurd_pools_are_errors() {
+        let sizes =
+            |num_layers, head_dim| KvGeometry { num_layers, head_dim, ..geometry(KvDtype::F32) };
+        assert!(KvPages::new(sizes(0, 12)).is_err());
+        assert!(KvPages::new(sizes(usize::MAX, 12)).is_err());
+        let mut pool = KvPages::new(sizes(1, 1 << 50)).unwrap();
+        assert!(matches!(pool.reserve(1), Err(Error::OutOfMemory { .. })));
+        assert_eq!(pool.num_pages(), 0);
     }
 }
-
-// SAFETY: plain memory owned by one value; access follows the borrow rules.
-unsafe impl Send for Chunk {}
-// SAFETY: as above; `&Chunk` only reads, but for `plane_mut`, which needs a promise.
-unsafe impl Sync for Chunk {}

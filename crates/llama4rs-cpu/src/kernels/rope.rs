@@ -54,3 +54,47 @@ impl Kernel for Rope<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llama4rs_tensor::Backend;
+    use proptest::prelude::*;
+
+    use crate::test_support::{all_cpus, assert_bits, assert_close, Random};
+    use crate::Tensor;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn every_set_and_thread_count_gives_the_formula(
+            rows in 1usize..60,
+            heads in 1usize..9,
+            pairs in prop::sample::select(vec![1, 3, 8, 15, 32, 64]),
+            seed in any::<u64>(),
+        ) {
+            let random = &mut Random(seed);
+            let head_dim = pairs * 2;
+            let x = random.tensor(rows, heads * head_dim);
+            let angles = random.values(rows * pairs);
+            let rotations: Vec<f32> =
+                angles.iter().flat_map(|a| [(a * 3.0).cos(), (a * 3.0).sin()]).collect();
+            let rotations = Tensor::from_values(&rotations, head_dim).unwrap();
+            let (mut expected, mut exact) = (Vec::new(), Vec::new());
+            for row in 0..rows {
+                for (i, pair) in x.row(row).chunks(2).enumerate() {
+                    let angle = &rotations.row(row)[i % pairs * 2..][..2];
+                    let (a, b, cos, sin) = (pair[0], pair[1], angle[0], angle[1]);
+                    expected.extend([(-b).mul_add(sin, a * cos), a.mul_add(sin, b * cos)]);
+                    let [a, b, cos, sin] = [a, b, cos, sin].map(f64::from);
+                    exact.extend([a * cos - b * sin, a * sin + b * cos]);
+                }
+            }
+            assert_close("formula", &exact, &expected, 1e-6);
+            for cpu in all_cpus() {
+                let mut got = x.clone();
+                cpu.rope(&mut got, &rotations, head_dim).unwrap();
+                assert_bits(&cpu.description(), &expected, got.values());
+            }
+        }
+    }
+}

@@ -45,3 +45,28 @@ fn best_unchosen(logits: &[f32], chosen: &[u32]) -> usize {
 fn sigmoid(x: f32) -> f32 {
     (1.0 / (1.0 + (-(x as f64)).exp())) as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn routed(logits: &[f32], cols: usize, top_k: usize) -> Routing {
+        route(&Tensor::from_values(logits, cols).unwrap(), top_k)
+    }
+
+    #[test]
+    fn the_largest_logits_win_and_ties_go_to_the_lowest_index() {
+        let routing = routed(&[0.5, 2.0, 2.0, -1.0, 3.0, 3.0, 3.0, 3.0], 4, 2);
+        assert_eq!(routing.experts, [1, 2, 0, 1]);
+        assert_eq!(routed(&[-5.0, f32::NAN, -6.0], 3, 3).experts, [0, 2, 1]);
+        assert_eq!(routed(&[f32::NAN, f32::NAN], 2, 2).experts, [0, 1]);
+    }
+
+    #[test]
+    fn weights_are_sigmoids() {
+        for logit in [-200.0f32, -20.0, -1.5, 0.0, 1.0, 20.0, 200.0] {
+            let expected = 1.0 / (1.0 + (-logit as f64).exp());
+            assert_eq!(routed(&[logit], 1, 1).weights, [expected as f32]);
+        }
+    }
+}

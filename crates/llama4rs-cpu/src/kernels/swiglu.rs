@@ -58,3 +58,46 @@ impl Kernel for Swiglu<'_> {
         gate.copy_from_slice(&g[..gate.len()]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llama4rs_tensor::Backend;
+
+    use crate::kernels::exp::reference::exp;
+    use crate::test_support::{all_cpus, assert_bits, assert_close, Random};
+    use crate::Tensor;
+
+    #[test]
+    fn every_set_and_thread_count_gives_the_formula() {
+        let random = &mut Random(9);
+        for (rows, cols) in [(1, 1), (3, 7), (1, 16), (5, 33), (9, 8192)] {
+            let gate: Vec<f32> = random.values(rows * cols).iter().map(|x| x * 20.0).collect();
+            let gate = Tensor::from_values(&gate, cols).unwrap();
+            let up = random.tensor(rows, cols);
+            let pairs = || gate.values().iter().zip(up.values());
+            let expected: Vec<f32> = pairs().map(|(g, u)| g / (1.0 + exp(-g)) * u).collect();
+            let exact: Vec<f64> =
+                pairs().map(|(&g, &u)| g as f64 / (1.0 + (-g as f64).exp()) * u as f64).collect();
+            assert_close("formula", &exact, &expected, 1e-6);
+            for cpu in all_cpus() {
+                let mut got = gate.clone();
+                cpu.swiglu(&mut got, &up).unwrap();
+                assert_bits(&cpu.description(), &expected, got.values());
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_gates_stay_finite() {
+        let values = [-1e30f32, -200.0, -89.0, 0.0, 89.0, 200.0, 1e30];
+        for cpu in all_cpus() {
+            let mut gate = Tensor::from_values(&values, 7).unwrap();
+            let up = Tensor::from_values(&[1.0; 7], 7).unwrap();
+            cpu.swiglu(&mut gate, &up).unwrap();
+            let got = gate.values();
+            assert!(got[..2].iter().all(|&x| x == 0.0), "{got:?}");
+            assert!(got[2] <= 0.0 && got[2] > -1e-35, "{got:?}");
+            assert_eq!(got[3..], values[3..]);
+        }
+    }
+}

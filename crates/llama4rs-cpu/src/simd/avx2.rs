@@ -36,7 +36,7 @@ macro_rules! halves {
 impl Simd for Avx2 {
     type F = (__m256, __m256);
     type W = (__m256i, __m256i);
-    const TILE_ROWS: usize = 4;
+    const TILE_ROWS: usize = 6;
     const MANY_REGISTERS: bool = false;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {

@@ -42,6 +42,10 @@ const fn magic(shift: u32) -> i32 {
     ((127 + 23 - shift) << 23) as i32
 }
 
+/// The weights of the sixteen nibbles.
+const INT4_VALUES: [f32; LANES] =
+    [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+
 impl Simd for Avx512 {
     type F = __m512;
     type W = __m512i;
@@ -152,21 +156,18 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn sum_each(self, a: [Self::F; LANES]) -> Self::F {
+    fn sum_four(self, a: [Self::F; 4]) -> [f32; 4] {
         // SAFETY: the token proves the features.
         unsafe {
-            // Vectors 4 apart share a register from the third step on, so that
-            // the last step leaves sum `4 b + l` in lane `l` of quarter `b`.
-            let halves: [__m512; 8] = std::array::from_fn(|i| {
-                let (first, second) = (i % 4 + i / 4 * 8, i % 4 + i / 4 * 8 + 4);
-                fold_pair!(_mm512_shuffle_f32x4, 0x44, 0xEE, a[first], a[second])
-            });
-            let quarters: [__m512; 4] = std::array::from_fn(|i| {
-                fold_pair!(_mm512_shuffle_f32x4, 0x88, 0xDD, halves[i], halves[i + 4])
-            });
-            let low = fold_pair!(_mm512_shuffle_ps, 0x44, 0xEE, quarters[0], quarters[1]);
-            let high = fold_pair!(_mm512_shuffle_ps, 0x44, 0xEE, quarters[2], quarters[3]);
-            fold_pair!(_mm512_shuffle_ps, 0x88, 0xDD, low, high)
+            let low = fold_pair!(_mm512_shuffle_f32x4, 0x44, 0xEE, a[0], a[1]);
+            let high = fold_pair!(_mm512_shuffle_f32x4, 0x44, 0xEE, a[2], a[3]);
+            // Quarter `i` belongs to vector `i`.
+            let quarters = fold_pair!(_mm512_shuffle_f32x4, 0x88, 0xDD, low, high);
+            let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0x4E>(quarters));
+            let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0xB1>(pairs));
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+            let sums = _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums));
+            std::mem::transmute::<__m128, [f32; 4]>(sums)
         }
     }
 
@@ -203,8 +204,14 @@ impl Simd for Avx512 {
         unsafe {
             let upper = J % 4 >= 2;
             let half = if upper { _mm512_srli_epi32::<16>(line) } else { line };
-            let shift = super::int4_shift(J) % 16;
-            place(half, 15, shift, 8)
+            // Half of the nibbles look their floats up instead (an index has four
+            // bits): lookups and additions keep different parts of a core busy.
+            let values = _mm512_loadu_ps(INT4_VALUES.as_ptr());
+            match super::int4_shift(J) % 16 {
+                0 => _mm512_permutexvar_ps(half, values),
+                8 => _mm512_permutexvar_ps(_mm512_srli_epi32::<8>(half), values),
+                shift => place(half, 15, shift, 8),
+            }
         }
     }
 }

@@ -28,7 +28,8 @@ pub const LANES: usize = llama4rs_tensor::format::PANEL_ROWS;
 ///
 /// `run` must be `#[inline(always)]`, and so must everything that it calls with
 /// the token: only then does the code end up inside the function that enables
-/// the instructions.
+/// the instructions. So hot loops fill arrays with `for`, not with closures
+/// (`array::from_fn`, `map`), which the compiler may leave outside.
 pub trait Kernel {
     /// What the work gives back.
     type Output;
@@ -97,15 +98,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, a: Self::F) -> f32;
     /// Largest lane, in the order of [`Simd::sum`].
     fn largest(self, a: Self::F) -> f32;
-    /// Lane `i` is the sum of the lanes of `a[i]`, each as [`Simd::sum`] adds them.
+    /// The sum of each of four vectors, as [`Simd::sum`] adds them.
     #[inline(always)]
-    fn sum_each(self, a: [Self::F; LANES]) -> Self::F {
-        let mut sums = [0.0; LANES];
-        for i in 0..LANES {
-            sums[i] = self.sum(a[i]);
-        }
-        // SAFETY: `sums` holds 16 floats.
-        unsafe { self.load(sums.as_ptr()) }
+    fn sum_four(self, a: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(a[0]), self.sum(a[1]), self.sum(a[2]), self.sum(a[3])]
     }
 
     /// The line as 16 floats.

@@ -9,7 +9,11 @@ pub struct Scalar;
 
 #[inline(always)]
 fn map(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
-    std::array::from_fn(|i| f(a[i], b[i]))
+    let mut result = [0.0; LANES];
+    for i in 0..LANES {
+        result[i] = f(a[i], b[i]);
+    }
+    result
 }
 
 #[inline(always)]

@@ -61,7 +61,7 @@ impl WeightSource for RandomModel {
         let [stack, rows, cols] = self.shape(name);
         let values = self.values(name, stack * rows * cols, 3.4 / (cols as f32).sqrt());
         let bytes = self.format.matrix_bytes(rows, cols).unwrap();
-        let mut packed = AlignedBytes::zeroed(stack * bytes);
+        let mut packed = AlignedBytes::zeroed(stack * bytes)?;
         for (matrix, values) in packed.chunks_mut(bytes).zip(values.chunks(rows * cols)) {
             let panels = matrix.chunks_mut(self.format.panel_bytes(cols));
             for (panel, rows) in panels.zip(values.chunks(16 * cols)) {

@@ -18,8 +18,8 @@
 //! prompt in one call and the same tokens one by one give the same bits. (Where
 //! `c` is 1, multiplying is left out.)
 //!
-//! A task is a block of rows of one span and one key/value head; it unpacks the
-//! keys and values of a page once for all of its queries.
+//! A task is a block of rows of one span and one key/value head: a page is in the
+//! cache for all of its queries, and the heads of a row share each load.
 
 #[cfg(test)]
 mod reference;
@@ -115,7 +115,12 @@ mod tests {
     use crate::Cpu;
 
     /// A pool whose every token has keys and values, and what lies beyond is NaN.
-    fn filled_pool(random: &mut Random, geometry: KvGeometry, pages: usize, tokens: usize) -> KvPages {
+    fn filled_pool(
+        random: &mut Random,
+        geometry: KvGeometry,
+        pages: usize,
+        tokens: usize,
+    ) -> KvPages {
         let cpu = best_cpu();
         let mut pool = cpu.kv_pool(geometry).unwrap();
         cpu.kv_reserve(&mut pool, pages).unwrap();

@@ -12,10 +12,9 @@ use crate::Tensor;
 fn plane(pool: &KvPages, page: u32, layer: usize, head: usize, value: bool) -> Vec<f32> {
     let bytes = pool.plane(page as usize, layer, head, value);
     match pool.geometry().dtype {
-        KvDtype::F32 => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
+        KvDtype::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
         KvDtype::Bf16 => bytes
             .chunks_exact(2)
             .map(|b| f32::from_bits((u16::from_le_bytes([b[0], b[1]]) as u32) << 16))
@@ -156,7 +155,9 @@ pub fn attend_exactly(
         let scores: Vec<f64> = keys
             .chunks_exact(width)
             .take(visible)
-            .map(|k| k.iter().zip(q).map(|(&k, &q)| k as f64 * q as f64).sum::<f64>() * scale as f64)
+            .map(|k| {
+                k.iter().zip(q).map(|(&k, &q)| k as f64 * q as f64).sum::<f64>() * scale as f64
+            })
             .collect();
         let largest = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
         let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();

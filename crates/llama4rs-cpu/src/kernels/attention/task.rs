@@ -1,5 +1,7 @@
 //! The queries of some rows that share one key/value head.
 
+use std::marker::PhantomData;
+
 use llama4rs_tensor::KvDtype;
 
 use super::SEGMENT_TOKENS;
@@ -15,7 +17,7 @@ use crate::Tensor;
 pub struct TaskScratch {
     /// `[query][width]`
     queries: Vec<f32>,
-    /// `[page token][width]`, unpacked.
+    /// `[page token][width]`, unpacked, where the width is not that of a head.
     keys: Vec<f32>,
     values: Vec<f32>,
     /// `[query][page token]`: scores, then probabilities.
@@ -97,7 +99,8 @@ impl Kernel for AttentionTask<'_> {
         for (i, query) in scratch.queries.chunks_exact_mut(sizes.width).enumerate() {
             let head = kv_head * sizes.heads + i % sizes.heads;
             let row = self.queries.row(self.first_row + i / sizes.heads);
-            query[..sizes.head_dim].copy_from_slice(&row[head * sizes.head_dim..][..sizes.head_dim]);
+            query[..sizes.head_dim]
+                .copy_from_slice(&row[head * sizes.head_dim..][..sizes.head_dim]);
         }
 
         let last_visible = visible + self.rows - 1;
@@ -108,16 +111,26 @@ impl Kernel for AttentionTask<'_> {
             }
             let before = i * page_tokens;
             let tokens = page_tokens.min(last_visible - before);
-            let plane = |value| pool.plane(page as usize, layer, kv_head, value);
-            unpack(simd, geometry.dtype, plane(false), tokens, sizes, &mut scratch.keys);
-            unpack(simd, geometry.dtype, plane(true), tokens, sizes, &mut scratch.values);
             // Tokens of this page that row `r` sees.
             let seen = |r: usize| (visible + r).saturating_sub(before).min(page_tokens);
-            scratch.score(simd, sizes, tokens, scale);
-            for row in 0..sizes.rows {
-                scratch.soften(simd, sizes, row, seen(row));
+            let plane = |value| pool.plane(page as usize, layer, kv_head, value);
+            let (keys, values) = (plane(false), plane(true));
+            if sizes.width != sizes.head_dim {
+                let TaskScratch { keys: k, values: v, .. } = &mut *scratch;
+                unpack(geometry.dtype, keys, tokens, sizes, k);
+                unpack(geometry.dtype, values, tokens, sizes, v);
+                // Taken out for the time of the call, which changes the rest.
+                let (keys, values) = (std::mem::take(k), std::mem::take(v));
+                let (k, v) = (Rows::<F32>::of_floats(&keys), Rows::of_floats(&values));
+                scratch.page(simd, sizes, seen, scale, k, v);
+                (scratch.keys, scratch.values) = (keys, values);
+            } else if geometry.dtype == KvDtype::F32 {
+                let (keys, values) = (Rows::<F32>::new(keys), Rows::new(values));
+                scratch.page(simd, sizes, seen, scale, keys, values);
+            } else {
+                let (keys, values) = (Rows::<Bf16>::new(keys), Rows::new(values));
+                scratch.page(simd, sizes, seen, scale, keys, values);
             }
-            scratch.accumulate(simd, sizes, seen);
         }
         scratch.merge(simd, sizes);
 
@@ -133,19 +146,76 @@ impl Kernel for AttentionTask<'_> {
     }
 }
 
-/// The first `tokens` rows of a plane as floats `[token][width]`.
-#[inline(always)]
-fn unpack<S: Simd>(
-    simd: S,
-    dtype: KvDtype,
-    plane: &[u8],
-    tokens: usize,
-    sizes: Sizes,
-    floats: &mut [f32],
-) {
-    let Sizes { head_dim, width, .. } = sizes;
-    let rows = plane.chunks_exact(head_dim * dtype.bytes()).take(tokens);
-    for (row, floats) in rows.zip(floats.chunks_exact_mut(width)) {
+/// How a key or value is stored.
+trait Element: Copy {
+    const BYTES: usize;
+    /// 16 of them as floats.
+    ///
+    /// # Safety
+    /// `16 * BYTES` bytes can be read at `from`.
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::F;
+}
+
+/// Single precision.
+#[derive(Clone, Copy)]
+struct F32;
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { simd.load(from.cast()) }
+    }
+}
+
+/// The upper half of a single.
+#[derive(Clone, Copy)]
+struct Bf16;
+
+impl Element for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { simd.load_bf16(from) }
+    }
+}
+
+/// Keys or values of a page, `[token][width]`.
+#[derive(Clone, Copy)]
+struct Rows<'a, E> {
+    bytes: &'a [u8],
+    element: PhantomData<E>,
+}
+
+impl<'a, E: Element> Rows<'a, E> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, element: PhantomData }
+    }
+
+    /// The first `tokens` rows.
+    #[inline(always)]
+    fn first(self, tokens: usize, width: usize) -> *const u8 {
+        assert!(self.bytes.len() >= tokens * width * E::BYTES, "rows of a page");
+        self.bytes.as_ptr()
+    }
+}
+
+impl<'a> Rows<'a, F32> {
+    fn of_floats(floats: &'a [f32]) -> Self {
+        // SAFETY: any float is four bytes.
+        Self::new(unsafe {
+            std::slice::from_raw_parts(floats.as_ptr().cast(), std::mem::size_of_val(floats))
+        })
+    }
+}
+
+/// The first `tokens` rows of a plane as floats `[token][width]`, for widths that
+/// are not whole vectors. The floats beyond `head_dim` stay zero.
+fn unpack(dtype: KvDtype, plane: &[u8], tokens: usize, sizes: Sizes, floats: &mut [f32]) {
+    let rows = plane.chunks_exact(sizes.head_dim * dtype.bytes()).take(tokens);
+    for (row, floats) in rows.zip(floats.chunks_exact_mut(sizes.width)) {
         match dtype {
             KvDtype::F32 => {
                 for (float, bytes) in floats.iter_mut().zip(row.chunks_exact(4)) {
@@ -153,17 +223,9 @@ fn unpack<S: Simd>(
                 }
             }
             KvDtype::Bf16 => {
-                let whole = head_dim / LANES * LANES;
-                for i in (0..whole).step_by(LANES) {
-                    // SAFETY: 16 bf16 numbers are left in the row, 16 floats in `floats`.
-                    unsafe {
-                        let lanes = simd.load_bf16(row.as_ptr().add(i * 2));
-                        simd.store(lanes, floats.as_mut_ptr().add(i));
-                    }
-                }
-                for i in whole..head_dim {
-                    let bits = u16::from_le_bytes([row[i * 2], row[i * 2 + 1]]);
-                    floats[i] = f32::from_bits((bits as u32) << 16);
+                for (float, bytes) in floats.iter_mut().zip(row.chunks_exact(2)) {
+                    let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
+                    *float = f32::from_bits((bits as u32) << 16);
                 }
             }
         }
@@ -174,27 +236,62 @@ impl TaskScratch {
     fn prepare(&mut self, sizes: Sizes) {
         let queries = sizes.rows * sizes.heads;
         refill(&mut self.queries, queries * sizes.width, 0.0);
-        refill(&mut self.keys, sizes.padded_tokens * sizes.width, 0.0);
-        refill(&mut self.values, sizes.padded_tokens * sizes.width, 0.0);
+        if sizes.width != sizes.head_dim {
+            refill(&mut self.keys, sizes.padded_tokens * sizes.width, 0.0);
+            refill(&mut self.values, sizes.padded_tokens * sizes.width, 0.0);
+        }
         refill(&mut self.scores, queries * sizes.padded_tokens, 0.0);
         self.segment.clear(queries, sizes.width);
         self.total.clear(queries, sizes.width);
     }
 
-    /// Scores of all queries with the first `tokens` keys of the page, and with
-    /// a few more that nobody reads.
+    /// Adds one page, of which row `r` sees `seen(r)` tokens.
     #[inline(always)]
-    fn score<S: Simd>(&mut self, simd: S, sizes: Sizes, tokens: usize, scale: f32) {
-        let width = sizes.width;
-        for first in (0..tokens).step_by(LANES) {
-            let keys = &self.keys[first * width..(first + LANES) * width];
-            let scores = self.scores.chunks_exact_mut(sizes.padded_tokens);
-            for (query, scores) in self.queries.chunks_exact(width).zip(scores) {
-                let dots = dots(simd, query, keys);
-                let target = &mut scores[first..first + LANES];
-                // SAFETY: `target` has 16 floats.
-                unsafe { simd.store(simd.mul(dots, simd.splat(scale)), target.as_mut_ptr()) };
-            }
+    fn page<S: Simd, E: Element>(
+        &mut self,
+        simd: S,
+        sizes: Sizes,
+        seen: impl Fn(usize) -> usize,
+        scale: f32,
+        keys: Rows<'_, E>,
+        values: Rows<'_, E>,
+    ) {
+        for row in 0..sizes.rows {
+            self.score(simd, sizes, row, seen(row), scale, keys);
+            self.soften(simd, sizes, row, seen(row));
+        }
+        self.accumulate(simd, sizes, seen, values);
+    }
+
+    /// Scores of a row's queries with the `seen` tokens of the page.
+    #[inline(always)]
+    fn score<S: Simd, E: Element>(
+        &mut self,
+        simd: S,
+        sizes: Sizes,
+        row: usize,
+        seen: usize,
+        scale: f32,
+        keys: Rows<'_, E>,
+    ) {
+        let Sizes { heads, width, padded_tokens, .. } = sizes;
+        let keys = keys.first(seen, width);
+        let whole = seen / 4 * 4;
+        let mut head = 0;
+        while head < heads {
+            let query = row * heads + head;
+            let queries = &self.queries[query * width..];
+            let scores = &mut self.scores[query * padded_tokens..];
+            let mut scores = Scores { queries, width, scores, padded_tokens, scale };
+            // SAFETY: there are `seen` keys.
+            head += unsafe {
+                match heads - head {
+                    5 if S::MANY_REGISTERS => scores.fill::<S, E, 5>(simd, keys, whole, seen),
+                    4.. if S::MANY_REGISTERS => scores.fill::<S, E, 4>(simd, keys, whole, seen),
+                    2.. if S::MANY_REGISTERS => scores.fill::<S, E, 2>(simd, keys, whole, seen),
+                    _ => scores.fill::<S, E, 1>(simd, keys, whole, seen),
+                }
+            };
         }
     }
 
@@ -240,57 +337,70 @@ impl TaskScratch {
 
     /// Adds the values of the page, weighed by the probabilities.
     #[inline(always)]
-    fn accumulate<S: Simd>(&mut self, simd: S, sizes: Sizes, seen: impl Fn(usize) -> usize) {
-        // Four heads at a time read the values less often; fewer heads need more
-        // vectors of each to hide the latency of the multiply-add.
-        let wide = if sizes.heads >= 4 { 2 * LANES } else { 4 * LANES };
+    fn accumulate<S: Simd, E: Element>(
+        &mut self,
+        simd: S,
+        sizes: Sizes,
+        seen: impl Fn(usize) -> usize,
+        values: Rows<'_, E>,
+    ) {
         let mut first = 0;
         while first < sizes.width {
-            let strip = if first + wide <= sizes.width { wide } else { LANES };
+            let vectors = if first + 2 * LANES <= sizes.width { 2 } else { 1 };
             for row in 0..sizes.rows {
-                let tokens = seen(row);
                 let mut head = 0;
                 while head < sizes.heads {
-                    let left = sizes.heads - head;
                     let query = row * sizes.heads + head;
-                    let task = Strip { sizes, query, first, tokens };
-                    head += match (strip / LANES, left) {
-                        (2, 4..) if S::MANY_REGISTERS => self.add_strip::<S, 4, 2>(simd, task),
-                        (2, 2..) => self.add_strip::<S, 2, 2>(simd, task),
-                        (2, _) => self.add_strip::<S, 1, 2>(simd, task),
-                        (4, 2..) if S::MANY_REGISTERS => self.add_strip::<S, 2, 4>(simd, task),
-                        (4, _) => self.add_strip::<S, 1, 4>(simd, task),
-                        (_, 4..) => self.add_strip::<S, 4, 1>(simd, task),
-                        _ => self.add_strip::<S, 1, 1>(simd, task),
+                    let strip = Strip { sizes, query, first, tokens: seen(row) };
+                    head += match (vectors, sizes.heads - head) {
+                        (2, 5) if S::MANY_REGISTERS => {
+                            self.add_strip::<S, E, 5, 2>(simd, strip, values)
+                        }
+                        (2, 4..) if S::MANY_REGISTERS => {
+                            self.add_strip::<S, E, 4, 2>(simd, strip, values)
+                        }
+                        (2, 2..) => self.add_strip::<S, E, 2, 2>(simd, strip, values),
+                        (2, _) => self.add_strip::<S, E, 1, 2>(simd, strip, values),
+                        (_, 4..) => self.add_strip::<S, E, 4, 1>(simd, strip, values),
+                        _ => self.add_strip::<S, E, 1, 1>(simd, strip, values),
                     };
                 }
             }
-            first += strip;
+            first += vectors * LANES;
         }
     }
 
     /// `H` heads of one row, `V` vectors of their width; returns `H`.
     #[inline(always)]
-    fn add_strip<S: Simd, const H: usize, const V: usize>(
+    fn add_strip<S: Simd, E: Element, const H: usize, const V: usize>(
         &mut self,
         simd: S,
         strip: Strip,
+        values: Rows<'_, E>,
     ) -> usize {
         let Strip { sizes: Sizes { width, padded_tokens, .. }, query, first, tokens } = strip;
-        let scores: [&[f32]; H] =
-            std::array::from_fn(|h| &self.scores[(query + h) * padded_tokens..][..tokens]);
-        let values = &self.values[..tokens * width];
+        let mut scores = [&self.scores[..0]; H];
+        for h in 0..H {
+            scores[h] = &self.scores[(query + h) * padded_tokens..][..tokens];
+        }
+        let values = values.first(tokens, width);
         let acc = &mut self.segment.acc[query * width..(query + H) * width];
         debug_assert!(first + V * LANES <= width);
         // SAFETY: `first + V * 16 <= width`, and every row of `acc` and of
-        // `values` has `width` floats; `token` stays below `tokens`.
+        // `values` has `width` elements; `token` stays below `tokens`.
         unsafe {
-            let mut sums: [[S::F; V]; H] = std::array::from_fn(|h| {
-                std::array::from_fn(|v| simd.load(acc.as_ptr().add(h * width + first + v * LANES)))
-            });
+            let mut sums = [[simd.splat(0.0); V]; H];
+            for h in 0..H {
+                for v in 0..V {
+                    sums[h][v] = simd.load(acc.as_ptr().add(h * width + first + v * LANES));
+                }
+            }
             for token in 0..tokens {
-                let row = values.as_ptr().add(token * width + first);
-                let value: [S::F; V] = std::array::from_fn(|v| simd.load(row.add(v * LANES)));
+                let row = values.add((token * width + first) * E::BYTES);
+                let mut value = [E::load(simd, row); V];
+                for v in 1..V {
+                    value[v] = E::load(simd, row.add(v * LANES * E::BYTES));
+                }
                 for h in 0..H {
                     let p = simd.splat(*scores[h].get_unchecked(token));
                     for v in 0..V {
@@ -324,9 +434,7 @@ impl TaskScratch {
             total.largest[query] = largest;
             total.sum[query] = segment.sum[query].mul_add(factor, total.sum[query] * old_factor);
             let range = query * sizes.width..(query + 1) * sizes.width;
-            for (total, segment) in
-                total.acc[range.clone()].iter_mut().zip(&segment.acc[range])
-            {
+            for (total, segment) in total.acc[range.clone()].iter_mut().zip(&segment.acc[range]) {
                 *total = segment.mul_add(factor, *total * old_factor);
             }
         }
@@ -345,40 +453,82 @@ struct Strip {
     tokens: usize,
 }
 
-/// The products of one query with 16 keys `[16][width]`.
-#[inline(always)]
-fn dots<S: Simd>(simd: S, query: &[f32], keys: &[f32]) -> S::F {
-    let width = query.len();
-    assert!(keys.len() == LANES * width && width % LANES == 0);
-    if S::MANY_REGISTERS {
-        return simd.sum_each(partial_dots::<S, LANES>(simd, query, keys));
-    }
-    let mut sums = [0.0; LANES];
-    for (sums, keys) in sums.chunks_exact_mut(4).zip(keys.chunks_exact(4 * width)) {
-        for (sum, lanes) in sums.iter_mut().zip(partial_dots::<S, 4>(simd, query, keys)) {
-            *sum = simd.sum(lanes);
-        }
-    }
-    // SAFETY: 16 floats.
-    unsafe { simd.load(sums.as_ptr()) }
+/// Scores of some heads of one row.
+struct Scores<'a> {
+    /// `[head][width]`
+    queries: &'a [f32],
+    width: usize,
+    /// `[head][padded_tokens]`
+    scores: &'a mut [f32],
+    padded_tokens: usize,
+    scale: f32,
 }
 
-/// Lane `l` of result `k`: the sum over the inputs `i` with `i % 16 == l` of `query · keys[k]`.
-#[inline(always)]
-fn partial_dots<S: Simd, const K: usize>(simd: S, query: &[f32], keys: &[f32]) -> [S::F; K] {
-    let width = query.len();
-    assert!(keys.len() >= K * width);
-    let mut sums = [simd.splat(0.0); K];
-    for i in (0..width / LANES).map(|i| i * LANES) {
-        // SAFETY: `i + 16 <= width`, and `keys` has `K` rows of `width` floats.
-        unsafe {
-            let q = simd.load(query.as_ptr().add(i));
-            for k in 0..K {
-                sums[k] = simd.fma(q, simd.load(keys.as_ptr().add(k * width + i)), sums[k]);
+impl Scores<'_> {
+    /// Fills in the first `tokens` scores of `H` heads: four keys at a time up to
+    /// `whole`, then one by one. Returns `H`.
+    ///
+    /// # Safety
+    /// `keys` points to `tokens` keys of `width` elements.
+    #[inline(always)]
+    unsafe fn fill<S: Simd, E: Element, const H: usize>(
+        &mut self,
+        simd: S,
+        keys: *const u8,
+        whole: usize,
+        tokens: usize,
+    ) -> usize {
+        assert!(self.queries.len() >= H * self.width);
+        for token in (0..whole).step_by(4) {
+            // SAFETY: four keys from `token` on, `H` queries.
+            let partial = unsafe { self.partial_dots::<S, E, H, 4>(simd, keys, token) };
+            for h in 0..H {
+                let dots = simd.sum_four(partial[h]);
+                let scores = &mut self.scores[h * self.padded_tokens + token..][..4];
+                scores.iter_mut().zip(dots).for_each(|(score, dot)| *score = dot * self.scale);
             }
         }
+        for token in whole..tokens {
+            // SAFETY: one key, `H` queries.
+            let partial = unsafe { self.partial_dots::<S, E, H, 1>(simd, keys, token) };
+            for h in 0..H {
+                self.scores[h * self.padded_tokens + token] = simd.sum(partial[h][0]) * self.scale;
+            }
+        }
+        H
     }
-    sums
+
+    /// Lane `l` of result `[h][k]`: the sum over the inputs `i` with `i % 16 == l`
+    /// of `query h · key (token + k)`.
+    ///
+    /// # Safety
+    /// `keys` has keys up to `token + K`, and there are `H` queries.
+    #[inline(always)]
+    unsafe fn partial_dots<S: Simd, E: Element, const H: usize, const K: usize>(
+        &self,
+        simd: S,
+        keys: *const u8,
+        token: usize,
+    ) -> [[S::F; K]; H] {
+        let width = self.width;
+        let mut sums = [[simd.splat(0.0); K]; H];
+        for i in (0..width).step_by(LANES) {
+            // SAFETY: `i + 16 <= width`, a multiple of 16 and the length of every query and key.
+            unsafe {
+                let mut key = [simd.splat(0.0); K];
+                for k in 0..K {
+                    key[k] = E::load(simd, keys.add(((token + k) * width + i) * E::BYTES));
+                }
+                for h in 0..H {
+                    let q = simd.load(self.queries.as_ptr().add(h * width + i));
+                    for k in 0..K {
+                        sums[h][k] = simd.fma(q, key[k], sums[h][k]);
+                    }
+                }
+            }
+        }
+        sums
+    }
 }
 
 /// `exp` of a single value.

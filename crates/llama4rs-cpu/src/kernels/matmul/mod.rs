@@ -157,7 +157,7 @@ pub unsafe fn multiply_tiles<S: Simd>(
 ) {
     let mut buffer = [0.0; MAX_OUTPUTS];
     for tile in tiles {
-        let step = panels_at_once(tile.rows);
+        let step = panels_at_once::<S>(tile.rows);
         for start in panels.clone().step_by(step) {
             let step = start..panels.end.min(start + step);
             multiply(simd, matrix, step.clone(), rows.values(tile), tile.rows, &mut buffer);

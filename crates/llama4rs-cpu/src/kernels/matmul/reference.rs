@@ -16,7 +16,10 @@ fn dot(x: &[f32], matrix: &Panels, output: usize) -> f32 {
     let lane = output % PANEL_ROWS;
     let format = matrix.format;
     let Some(group) = format.group() else {
-        return x.iter().enumerate().fold(0.0, |sum, (i, &x)| code(format, panel, lane, i).mul_add(x, sum));
+        return x
+            .iter()
+            .enumerate()
+            .fold(0.0, |sum, (i, &x)| code(format, panel, lane, i).mul_add(x, sum));
     };
     let mut total = 0.0;
     for (g, x) in x.chunks(group).enumerate() {

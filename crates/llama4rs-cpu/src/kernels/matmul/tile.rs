@@ -15,11 +15,13 @@ pub const MAX_PANELS: usize = 4;
 pub const MAX_OUTPUTS: usize = 12 * LANES * MAX_PANELS;
 
 /// Panels to give to one call of [`multiply`]: with few rows several panels hide
-/// the latency of the multiply-add.
-pub fn panels_at_once(rows: usize) -> usize {
+/// the latency of the multiply-add, as far as the registers hold their sums.
+pub const fn panels_at_once<S: Simd>(rows: usize) -> usize {
     match rows {
         1 => 4,
-        2..=4 => 2,
+        2 if S::MANY_REGISTERS => 4,
+        2 => 2,
+        3 | 4 if S::MANY_REGISTERS => 2,
         _ => 1,
     }
 }
@@ -55,9 +57,10 @@ fn multiply_codes<S: Simd, C: Codes>(
 ) {
     match (rows, panels.len()) {
         (1, 4) => run::<S, C, 1, 4>(simd, matrix, panels.start, x, out),
-        (2, 2) => run::<S, C, 2, 2>(simd, matrix, panels.start, x, out),
-        (3, 2) => run::<S, C, 3, 2>(simd, matrix, panels.start, x, out),
-        (4, 2) => run::<S, C, 4, 2>(simd, matrix, panels.start, x, out),
+        (2, 2) if !S::MANY_REGISTERS => run::<S, C, 2, 2>(simd, matrix, panels.start, x, out),
+        (2, 4) if S::MANY_REGISTERS => run::<S, C, 2, 4>(simd, matrix, panels.start, x, out),
+        (3, 2) if S::MANY_REGISTERS => run::<S, C, 3, 2>(simd, matrix, panels.start, x, out),
+        (4, 2) if S::MANY_REGISTERS => run::<S, C, 4, 2>(simd, matrix, panels.start, x, out),
         _ => {
             for (panel, out) in panels.zip(out.chunks_exact_mut(rows * LANES)) {
                 match rows {
@@ -87,7 +90,7 @@ fn run<S: Simd, C: Codes, const R: usize, const P: usize>(
     let padded_cols = matrix.format.padded_cols(matrix.cols);
     let group = matrix.format.group().unwrap_or(padded_cols);
     assert!(x.len() >= R * padded_cols && out.len() >= R * P * LANES, "tile buffers");
-    assert!(!C::SCALED || group % C::LINE_COLS == 0, "whole lines per group");
+    assert!(!C::SCALED || group.is_multiple_of(C::LINE_COLS), "whole lines per group");
     simd.run(TileProduct::<C, R, P> { panels, padded_cols, group, x, out, codes: PhantomData::<C> })
 }
 
@@ -105,7 +108,10 @@ struct TileProduct<'a, C: Codes, const R: usize, const P: usize> {
 macro_rules! input {
     ($j:literal, $simd:ident, $lines:ident, $x:ident, $part:ident) => {
         if $j < C::LINE_COLS {
-            let weights: [S::F; P] = std::array::from_fn(|p| C::code::<S, $j>($simd, $lines[p]));
+            let mut weights = [C::code::<S, $j>($simd, $lines[0]); P];
+            for p in 1..P {
+                weights[p] = C::code::<S, $j>($simd, $lines[p]);
+            }
             for r in 0..R {
                 // SAFETY: a line has `LINE_COLS` inputs, and `x` has `R` floats for each.
                 let x = $simd.splat(unsafe { *$x.add($j * R + r) });
@@ -137,8 +143,11 @@ impl<C: Codes, const R: usize, const P: usize> Kernel for TileProduct<'_, C, R, 
                     }
                 }
                 // SAFETY: a panel holds `code_bytes` of lines, and `line` is below that.
-                let lines: [S::W; P] =
-                    std::array::from_fn(|p| unsafe { simd.line(panels[p].as_ptr().add(line)) });
+                let mut lines = [unsafe { simd.line(panels[0].as_ptr().add(line)) }; P];
+                for p in 1..P {
+                    // SAFETY: as above.
+                    lines[p] = unsafe { simd.line(panels[p].as_ptr().add(line)) };
+                }
                 input!(0, simd, lines, x, part);
                 input!(1, simd, lines, x, part);
                 input!(2, simd, lines, x, part);

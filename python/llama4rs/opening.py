@@ -1,0 +1,71 @@
+"""The parts of a model directory that Python reads itself, and options that it checks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import CheckpointError, RequestError
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
+    from .tokenizer import Tokenizer
+
+__all__ = ["check_device", "generation_defaults", "open_chat_template", "open_tokenizer"]
+
+_DEVICES = ("auto", "cpu")
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that there is no backend for."""
+    if device in _DEVICES:
+        return
+    accepted = " or ".join(repr(name) for name in _DEVICES)
+    if device.split(":")[0] in ("cuda", "gpu"):
+        raise RequestError(
+            f"device={device!r}: this version of llama4rs has no CUDA backend yet\n"
+            f"hint: use {accepted}"
+        )
+    raise RequestError(f"device must be {accepted}, got {device!r}")
+
+
+def generation_defaults(folder: Path) -> SamplingParams:
+    """The options in ``generation_config.json``, the package's own where there is none."""
+    path = folder / "generation_config.json"
+    try:
+        values = json.loads(path.read_text("utf-8-sig"))
+        return SamplingParams.from_generation_config(values)
+    except FileNotFoundError:
+        return SamplingParams()
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def open_tokenizer(
+    folder: Path, given: Tokenizer | str | os.PathLike[str] | None
+) -> Tokenizer | None:
+    """The tokenizer given, else the one in the model's directory, else None."""
+    from .tokenizer import Tokenizer
+
+    if given is None:
+        names = ("tokenizer.json", "tokenizer.model")
+        has_one = any((folder / name).is_file() for name in names)
+        return Tokenizer.from_dir(folder) if has_one else None
+    if isinstance(given, (str, os.PathLike)):
+        path = Path(given)
+        return Tokenizer.from_dir(path) if path.is_dir() else Tokenizer.from_file(path)
+    return given
+
+
+def open_chat_template(
+    given: ChatTemplate | str | os.PathLike[str] | None,
+) -> ChatTemplate | None:
+    """The chat template given, read from a file if it is a path."""
+    if isinstance(given, (str, os.PathLike)):
+        from .chat import ChatTemplate
+
+        return ChatTemplate.from_file(given)
+    return given

@@ -1,0 +1,70 @@
+"""The vision tower and early fusion against transformers' stored answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import MakeCheckpoint
+from oracle.answers import load_answers
+from oracle.comparison import assert_agrees
+from oracle.configs import MULTIMODAL
+from oracle.prompts import image_prompts
+
+from llama4rs._llama4rs import Engine
+
+PROMPTS = [(name, prompt) for name in MULTIMODAL for prompt in image_prompts(MULTIMODAL[name])]
+
+
+@pytest.mark.parametrize(("name", "prompt"), PROMPTS)
+def test_features_equal_transformers(checkpoint: MakeCheckpoint, name: str, prompt: str) -> None:
+    _, pixels = image_prompts(MULTIMODAL[name])[prompt]
+    engine = Engine(str(checkpoint(name)), weights="f32", threads=2)
+    features = engine.encode_image(np.ascontiguousarray(pixels, dtype=np.float32))
+    expected = load_answers()[f"{name}/{prompt}/image_features"]
+    assert_agrees(features, expected.reshape(features.shape), name, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("step_tokens", [512, 7])
+@pytest.mark.parametrize(("name", "prompt"), PROMPTS)
+def test_logits_equal_transformers(
+    checkpoint: MakeCheckpoint, name: str, prompt: str, step_tokens: int
+) -> None:
+    ids, pixels = image_prompts(MULTIMODAL[name])[prompt]
+    engine = Engine(str(checkpoint(name)), weights="f32", threads=2, step_tokens=step_tokens)
+    features = engine.encode_image(np.ascontiguousarray(pixels, dtype=np.float32))
+    logits = engine.logits(ids, image_features=features)
+    expected = load_answers()[f"{name}/{prompt}/logits"]
+    assert_agrees(logits, expected, f"{name}/{prompt}", tolerance=1e-3)
+
+
+@pytest.mark.parametrize(("name", "prompt"), PROMPTS)
+def test_greedy_tokens_equal_transformers(
+    checkpoint: MakeCheckpoint, name: str, prompt: str
+) -> None:
+    ids, pixels = image_prompts(MULTIMODAL[name])[prompt]
+    engine = Engine(str(checkpoint(name)), weights="f32", threads=2)
+    features = engine.encode_image(np.ascontiguousarray(pixels, dtype=np.float32))
+    expected = load_answers()[f"{name}/{prompt}/greedy"].tolist()
+    request = engine.submit(ids, max_tokens=len(expected), image_features=features)
+    tokens = []
+    while (event := request.next()) is not None:
+        if event.token_id is not None:
+            tokens.append(event.token_id)
+    assert tokens == expected
+
+
+def test_features_and_patch_tokens_must_match(checkpoint: MakeCheckpoint) -> None:
+    name = "vision_tiny_56"
+    ids, pixels = image_prompts(MULTIMODAL[name])["one_image"]
+    engine = Engine(str(checkpoint(name)), weights="f32")
+    features = engine.encode_image(np.ascontiguousarray(pixels, dtype=np.float32))
+    with pytest.raises(ValueError, match="image patch tokens"):
+        engine.submit(ids, max_tokens=1, image_features=features[:-1])
+    with pytest.raises(ValueError, match="expected tiles"):
+        engine.encode_image(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_text_only_models_refuse_images(checkpoint: MakeCheckpoint) -> None:
+    engine = Engine(str(checkpoint("scout_like")), weights="f32")
+    with pytest.raises(ValueError, match="no vision part"):
+        engine.encode_image(np.zeros((1, 3, 56, 56), np.float32))
