@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +19,8 @@ pytest.importorskip("llama4rs._llama4rs", reason="the compiled core is not built
 
 from llama4rs.cli.app import app
 from llama4rs.cli.reporting import fail
-from llama4rs.errors import OutOfMemoryError
+from llama4rs.errors import CheckpointNotFoundError, OutOfMemoryError
+from llama4rs.hub import demo_model_path
 from typer.testing import CliRunner, Result
 
 COMMANDS = ("generate", "chat", "pack", "info", "verify", "demo")
@@ -275,28 +276,24 @@ def test_verify_of_nothing(tmp_path: Path) -> None:
 
 
 def test_chat_on_a_terminal(model: str) -> None:
-    import pty
-
-    child, terminal = pty.fork()
-    if child == 0:
-        arguments = ["-m", "llama4rs", "chat", model, *GREEDY]
-        os.execv(sys.executable, [sys.executable, *arguments])
-    try:
-        _read_until(terminal, b"> ")
-        os.write(terminal, b"hi\n")
-        shown = _read_until(terminal, b"> ")
-        assert SCRIPT.encode() in shown
-        assert b"tokens/s" in shown
-        os.write(terminal, b"/image nowhere.png\n")
-        assert b"no such file" in _read_until(terminal, b"> ")
-        time.sleep(0.5)  # `input` prints its prompt a moment before it listens to signals
-        os.write(terminal, b"\x03")
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 130
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        os.close(terminal)
+    ours, theirs = os.openpty()
+    arguments = [sys.executable, "-m", "llama4rs", "chat", model, *GREEDY]
+    with subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        try:
+            _read_until(ours, b"> ")
+            os.write(ours, b"hi\n")
+            shown = _read_until(ours, b"> ")
+            assert SCRIPT.encode() in shown
+            assert b"tokens/s" in shown
+            os.write(ours, b"/image nowhere.png\n")
+            assert b"No such file" in _read_until(ours, b"> ")
+            time.sleep(0.5)  # `input` prints its prompt a moment before it listens to signals
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+            os.close(ours)
 
 
 def _read_until(terminal: int, end: bytes) -> bytes:
@@ -306,3 +303,31 @@ def _read_until(terminal: int, end: bytes) -> bytes:
         assert time.monotonic() < deadline, seen
         seen += os.read(terminal, 4096)
     return seen
+
+
+# ------------------------------------------------------------------------------------------ demo
+
+
+def test_demo() -> None:
+    try:
+        demo_model_path()
+    except CheckpointNotFoundError as error:
+        pytest.skip(str(error).splitlines()[0])
+    began = time.monotonic()
+    result = run("demo")
+    print(f"demo: {time.monotonic() - began:.1f} s (limit: 10 s)")
+    assert result.exit_code == 0, result.stderr
+    assert "Once upon a time" in result.stdout
+    assert re.search(r"right: 1\d\d\d tokens back", result.stdout)
+    assert "layer     0" in result.stdout
+    assert "llama4rs chat meta-llama/Llama-4-Scout" in result.stdout
+
+
+def test_commands_without_a_model_use_the_demo_model() -> None:
+    try:
+        demo_model_path()
+    except CheckpointNotFoundError as error:
+        pytest.skip(str(error).splitlines()[0])
+    assert run("generate", "Once upon a time", "-n", "5").exit_code == 0
+    assert run("chat", stdin="Hello!\n").stdout.strip()
+    assert "the demo model" in run("info").stdout

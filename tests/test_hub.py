@@ -104,7 +104,7 @@ def test_an_id_is_fetched_without_other_weights(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("GatedRepoError", ("restricted", f"huggingface.co/{NAME}", "hf auth login")),
+        ("GatedRepoError", ("restricted", "licence", "hf auth login")),
         ("RepositoryNotFoundError", ("neither a directory nor a model", "spelling")),
         ("RevisionNotFoundError", ("no revision 'v9'", "main branch")),
         ("LocalEntryNotFoundError", ("not in the local cache", "network")),

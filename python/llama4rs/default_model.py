@@ -57,7 +57,7 @@ def generate(
     params: SamplingParams | None = None,
     *,
     tools: Tools | None = None,
-    images: Sequence[ImageSource] | None = None,
+    images: Sequence[Sequence[ImageSource] | None] | None = None,
     parse_special: bool = True,
     skip_special: bool = True,
     progress: bool = False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from .llm import Llama4
     from .outputs import Output
 
-__all__ = ["Passkey", "hide_passkey", "run"]
+__all__ = ["Passkey", "Picture", "draw_picture", "expert_table", "hide_passkey", "run"]
 
 SCOUT = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
 
@@ -26,7 +28,14 @@ _ANIMALS = ("fox", "owl", "bear", "rabbit", "duck", "mouse", "llama", "otter", "
 _TRAITS = ("little", "old", "brave", "kind", "clever", "quiet", "friendly")
 _PLACES = ("the forest", "the river", "the hill", "the barn", "the garden", "the lake", "the mill")
 _THINGS = ("lamp", "kite", "drum", "bell", "book", "hat", "basket", "flute")
-_COLOURS = ((225, 25, 25), (20, 165, 50), (35, 70, 230), (250, 220, 20), (150, 40, 190))
+_COLOURS = {
+    "red": (225, 25, 25),
+    "green": (20, 165, 50),
+    "blue": (35, 70, 230),
+    "yellow": (250, 220, 20),
+    "purple": (150, 40, 190),
+}
+_CORNERS = ("top left", "top right", "bottom left", "bottom right")
 _WEATHER = ("sunny", "rainy", "windy", "cold", "warm")
 
 
@@ -107,12 +116,13 @@ def run(llm: Llama4, console: Console, *, seed: int = 0, passkey_tokens: int = 1
     story = _tell_story(llm, console, seed)
     console.rule("A number, far back", align="left")
     answer, found = _find_passkey(llm, console, seed, passkey_tokens)
-    usage = story.expert_usage + answer.expert_usage
+    outputs = [story, answer]
     if llm.has_vision:
         console.rule("A picture", align="left")
-        usage = usage + _look(llm, console, seed).expert_usage
+        outputs += _look(llm, console, seed)
     console.rule("Experts at work", align="left")
     console.print("Share of all these tokens that each expert of a layer computed:\n")
+    usage = functools.reduce(operator.add, (output.expert_usage for output in outputs))
     console.print(f"{expert_table(usage)}\n", highlight=False)
     console.rule("Next", align="left")
     console.print(
@@ -128,7 +138,7 @@ def run(llm: Llama4, console: Console, *, seed: int = 0, passkey_tokens: int = 1
 def _tell_story(llm: Llama4, console: Console, seed: int) -> Output:
     prompt = "Once upon a time"
     console.print(prompt, style="dim", end="")
-    stream = llm.stream(prompt, max_tokens=250, temperature=0.7, top_p=0.95, seed=seed)
+    stream = llm.stream(prompt, max_tokens=250, temperature=0.5, seed=seed)
     for piece in stream:
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     output = stream.output
@@ -164,46 +174,71 @@ def _find_passkey(llm: Llama4, console: Console, seed: int, num_tokens: int) -> 
     return output, found
 
 
-def _look(llm: Llama4, console: Console, seed: int) -> Output:
+def _look(llm: Llama4, console: Console, seed: int) -> list[Output]:
     picture = draw_picture(llm.config.vision_config.image_size, seed=seed)
-    console.print(_half_blocks(picture))
-    question = "Describe the picture."
-    console.print(f"{question}\n", style="dim", highlight=False)
-    output = llm.chat(question, images=[picture], max_tokens=64, temperature=0)
-    console.print(f"{output.text}\n", markup=False, highlight=False)
-    return output
+    if console.color_system is not None:
+        console.print(_half_blocks(picture.image))
+    outputs = []
+    for question, answer in picture.questions:
+        output = llm.chat(question, images=[picture.image], max_tokens=64, temperature=0)
+        outputs.append(output)
+        console.print(question, style="dim", highlight=False)
+        console.print(output.text, markup=False, highlight=False)
+        right = output.text == answer
+        verdict = "right" if right else f"wrong: {answer}"
+        console.print(f"{verdict}\n", style="green" if right else "red", highlight=False)
+    return outputs
 
 
-def draw_picture(size: int, *, seed: int = 0) -> Image.Image:
-    """A square picture of a circle, a square and a triangle in three corners.
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture, and questions about it with their answers."""
+
+    image: Image.Image
+    questions: tuple[tuple[str, str], ...]
+
+
+def draw_picture(size: int, *, seed: int = 0) -> Picture:
+    """Draws a circle, a square and a triangle in three corners of a white square.
 
     Args:
         size: Side in pixels.
         seed: Another seed, other colours and other corners.
 
     Example:
-        >>> draw_picture(84).size
-        (84, 84)
+        >>> from llama4rs.demo import draw_picture
+        >>> picture = draw_picture(84)
+        >>> picture.image.size, picture.questions[-1][0]
+        ((84, 84), 'Describe the picture.')
     """
     from PIL import Image, ImageDraw
 
     rng = random.Random(seed)
-    picture = Image.new("RGB", (size, size), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
     radius = 0.2 * size
-    corners = rng.sample([(x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)], 3)
-    colours = rng.sample(_COLOURS, 3)
-    shapes = ("circle", "square", "triangle")
-    for shape, (x, y), colour in zip(shapes, corners, colours, strict=True):
-        centre = (x * size, y * size)
+    corners = sorted(rng.sample(range(4), 3))
+    colours = rng.sample(sorted(_COLOURS), 3)
+    shapes = rng.sample(("circle", "square", "triangle"), 3)
+    parts = []
+    for corner, colour, shape in zip(corners, colours, shapes, strict=True):
+        row, column = divmod(corner, 2)
+        centre = ((0.25 + 0.5 * column) * size, (0.25 + 0.5 * row) * size)
+        paint = _COLOURS[colour]
         if shape == "circle":
             left, top = (value - radius for value in centre)
-            pen.ellipse((left, top, left + 2 * radius, top + 2 * radius), fill=colour)
+            pen.ellipse((left, top, left + 2 * radius, top + 2 * radius), fill=paint)
         elif shape == "square":
-            pen.regular_polygon((centre, 1.2 * radius), 4, fill=colour)
+            pen.regular_polygon((centre, 1.2 * radius), 4, fill=paint)
         else:
-            pen.regular_polygon((centre, 1.1 * radius), 3, fill=colour)
-    return picture
+            pen.regular_polygon((centre, 1.1 * radius), 3, fill=paint)
+        parts.append(f"a {colour} {shape} at the {_CORNERS[corner]}")
+    questions = (
+        (f"What shape is the {colours[0]} one?", f"The {colours[0]} one is a {shapes[0]}."),
+        (f"What colour is the {shapes[1]}?", f"The {shapes[1]} is {colours[1]}."),
+        ("Describe the picture.", f"A{', '.join(parts[:-1])[1:]} and {parts[-1]}."),
+    )
+    return Picture(image, questions)
 
 
 def _half_blocks(picture: Image.Image, columns: int = 32) -> Text:

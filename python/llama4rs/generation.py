@@ -100,7 +100,7 @@ class Generation:
                 stop_token_ids=list(stop_token_ids),
                 seed=params.chosen_seed(),
                 logprobs=params.logprobs,
-                **prompt.image_options(),
+                image_features=prompt.image_features,
             )
         self._prompt = tuple(prompt.token_ids)
         self._tokenizer = tokenizer

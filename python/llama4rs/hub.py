@@ -102,8 +102,7 @@ def _download(name: str, revision: str | None, token: str | None, local_files_on
     except errors.GatedRepoError as error:
         raise _not_found(
             f"access to {name} on the Hugging Face hub is restricted",
-            f"accept its licence at https://huggingface.co/{name}, then run `hf auth login` or "
-            "pass token=",
+            "accept its licence on its page there, then run `hf auth login` or pass token=",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise _not_found(

@@ -21,6 +21,7 @@ from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_pr
 from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from .streaming import AsyncTextStream, TextStream
 from .summary import summary_text
+from .vision import DEFAULT_CACHE_BYTES, ImageCache, PromptImages, image_lists
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from .chat import ChatTemplate
     from .encoding import EncodedPrompt, Tools
-    from .images import ImageSource
+    from .images import ImagePlan, ImageSource
     from .outputs import Output
     from .sampling import SamplingOptions
     from .tokenizer import Tokenizer
@@ -62,8 +63,10 @@ class Llama4:
         tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the
             model's own.
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
-        allow_urls: Fetch images that messages name by an ``http(s)`` URL. They can point into this
-            machine's own network, so leave it off where messages come from strangers.
+        image_cache_bytes: Most bytes of features of images that are kept, so that a question about
+            a picture seen before does not encode it again; 0 keeps none.
+        allow_image_urls: Fetch images that are named by an ``http(s)`` URL. They can point into
+            this machine's own network, so leave it off where messages come from strangers.
         revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
         progress: True shows a bar while the model is read; or a function that is called as
             ``progress(what, done, total)``.
@@ -100,7 +103,8 @@ class Llama4:
         seed: int | None = 0,
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
-        allow_urls: bool = False,
+        image_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        allow_image_urls: bool = False,
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
@@ -116,6 +120,7 @@ class Llama4:
         ``generation_config.json``, else temperature 0.6 and top_p 0.9."""
         self._tokenizer = open_tokenizer(self.path, tokenizer)
         template = open_chat_template(chat_template)
+        self._image_cache = ImageCache(image_cache_bytes)
 
         from ._llama4rs import Engine
 
@@ -130,11 +135,17 @@ class Llama4:
                 step_tokens=step_tokens,
                 progress=report,
             )
-        self._encoder = PromptEncoder(
-            self.path, self._engine, self._tokenizer, template, allow_urls=allow_urls
-        )
         self.config: Config = Config(json.loads(self._engine.config_json))
         """The model's configuration."""
+        self._images = PromptImages(
+            self.path,
+            self.config,
+            self._engine,
+            self._tokenizer,
+            cache=self._image_cache,
+            allow_urls=allow_image_urls,
+        )
+        self._encoder = PromptEncoder(self.path, self._tokenizer, template, self._images)
 
     # ------------------------------------------------------------------------------ generating
 
@@ -159,7 +170,7 @@ class Llama4:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
-        images: Sequence[ImageSource] | None = None,
+        images: Sequence[Sequence[ImageSource] | None] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         progress: bool = False,
@@ -172,7 +183,7 @@ class Llama4:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
-        images: Sequence[ImageSource] | None = None,
+        images: Sequence[Any] | None = None,
         parse_special: bool = True,
         skip_special: bool = True,
         progress: bool = False,
@@ -188,10 +199,12 @@ class Llama4:
                 the same seed as if it were alone.
             params: All options as one object; None for `defaults`.
             tools: Functions on offer in a conversation, as JSON descriptions.
-            images: Pictures for the ``<|image|>`` tokens of one raw prompt, in order: paths, bytes
-                of image files, PIL images or arrays. Those of a conversation are in its messages,
-                ``{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type":
-                "text", "text": "What is this?"}]}``.
+            images: Pictures for a raw prompt, in order: paths, data URLs, bytes of image files, PIL
+                images or arrays. ``<|image|>`` in the text marks the place of each; without one
+                they come first, right after BOS. Token ids need the mark's id for each picture, or
+                all its tokens. For a batch a list of such lists. Those of a conversation are in
+                its messages, ``{"role": "user", "content": [{"type": "image", "image": "cat.png"},
+                {"type": "text", "text": "What is this?"}]}``.
             parse_special: Read names of special tokens in a raw prompt, such as ``<|eot|>``, as
                 those tokens. Messages never are, whatever they hold.
             skip_special: Leave special tokens out of the text.
@@ -217,16 +230,17 @@ class Llama4:
             >>> one, two = llm.generate(["Once upon a time", "One day"], max_tokens=6)
             >>> one.text == llm.generate("Once upon a time", max_tokens=6).text
             True
+            >>> from llama4rs.demo import draw_picture
+            >>> seen = llm.generate("I see ", images=[draw_picture(84).image], max_tokens=6)
         """
         prompt = plain_prompt(prompt)
         params = self._params(params, options)
         batch = is_batch(prompt)
         prompts: list[Any] = [plain_prompt(item) for item in prompt] if batch else [prompt]
-        if batch and images is not None:
-            raise TypeError("images go with one prompt; in a batch, use conversations")
+        shown = image_lists(images, len(prompts)) if batch else [images]
         encoded = [
-            self._encoder.encode(item, tools=tools, images=images, parse_special=parse_special)
-            for item in prompts
+            self._encoder.encode(item, tools=tools, images=pictures, parse_special=parse_special)
+            for item, pictures in zip(prompts, shown, strict=True)
         ]
         generations: list[Generation] = []
         try:
@@ -368,18 +382,19 @@ class Llama4:
         return self.stream(_conversation(messages, images), params, tools=tools, **options)
 
     def logits(
-        self, token_ids: Sequence[int], *, images: Sequence[ImageSource] | None = None
+        self, prompt: Prompt, *, images: Sequence[ImageSource] | None = None
     ) -> npt.NDArray[np.float32]:
         """What the model expects after each token, for evaluation and tests.
 
         Args:
-            token_ids: A fresh sequence, taken as it is (no BOS is added), 1 to `max_context` ids.
-            images: Pictures for the ``<|image|>`` tokens in `token_ids`, which are expanded to
-                the tokens of the picture.
+            prompt: A fresh sequence, of any kind that `generate` takes. Token ids are taken as they
+                are (no BOS is added), 1 to `max_context` of them.
+            images: Pictures as in `generate`. Token ids may hold one ``<|image|>`` for each, or be
+                expanded to the tokens of the pictures already.
 
         Returns:
-            Logits, ``float32 [tokens, vocab]``. Row ``i`` is about the token after
-            ``token_ids[i]``.
+            Logits, ``float32 [tokens, vocab]``. Row ``i`` is about the token after token ``i`` of
+            the expanded prompt.
 
         Raises:
             RequestError: No ids, too many, or one outside of the vocabulary.
@@ -392,12 +407,31 @@ class Llama4:
             >>> llm.logits(ids).shape == (len(ids), llm.config.vocab_size)
             True
         """
-        ids = plain_prompt(token_ids)
-        if isinstance(ids, str) or is_conversation(ids):
-            raise RequestError("logits takes token ids; encode text with llm.tokenizer.encode")
-        encoded = self._encoder.encode(ids, images=images)
+        encoded = self._encoder.encode(plain_prompt(prompt), images=images)
         with option_errors():
-            return self._engine.logits(encoded.token_ids, **encoded.image_options())
+            return self._engine.logits(encoded.token_ids, image_features=encoded.image_features)
+
+    def plan_image(self, width: int, height: int) -> ImagePlan:
+        """What an image of this size will cost, without looking at one.
+
+        Args:
+            width: In pixels.
+            height: In pixels.
+
+        Returns:
+            A plan with `num_tiles` for the vision encoder and `num_tokens` in the prompt.
+
+        Raises:
+            ImageError: The image has no pixels.
+            RequestError: The model does not read images.
+
+        Example:
+            >>> import llama4rs
+            >>> plan = llama4rs.Llama4().plan_image(168, 84)  # cria's tiles are 84 pixels wide
+            >>> plan.num_tiles, plan.num_tokens
+            (3, 32)
+        """
+        return self._images.plan(width, height)
 
     # ----------------------------------------------------------------------------------- facts
 
@@ -418,7 +452,12 @@ class Llama4:
     @property
     def has_vision(self) -> bool:
         """Whether images may be used."""
-        return "vision_config" in self.config
+        return self._images.supported
+
+    @property
+    def image_cache(self) -> ImageCache:
+        """The features of images that are kept: how many, their bytes, hits and misses."""
+        return self._image_cache
 
     @property
     def chat_template(self) -> ChatTemplate:

@@ -31,8 +31,8 @@ class SamplingParams:
     use the same options many times.
 
     Attributes:
-        max_tokens: Most new tokens, 1 or more. None means 4096, or what is left of the context
-            when that is less.
+        max_tokens: Most new tokens, 1 or more; fewer where the context is full before. None means
+            4096.
         temperature: 0 takes the most probable token every time; 1 samples from the model's own
             distribution; 0 or more.
         top_p: Sample from the most probable tokens that together have this probability, above 0

@@ -14,6 +14,7 @@ from cria.images import image_tokens, split_into_tiles
 TASKS = ("passkey", "picture", "tiles", "story")
 COST_PER_BATCH = 3000
 TILE_COST = 12
+KIND_SHARES = (0.11, 0.11, 0.18, 0.11, 0.11, 0.19, 0.19)
 SYSTEM_PROMPT = "You are cria."
 
 
@@ -74,7 +75,7 @@ def _system(rng: np.random.Generator) -> str | None:
 
 def _question_kinds(rng: np.random.Generator, turns: int) -> tuple[str, ...]:
     """Draw different kinds of question, a description among them now and then."""
-    kinds = [str(k) for k in rng.permutation(shapes.QUESTION_KINDS)[:turns]]
+    kinds = [str(k) for k in rng.choice(shapes.QUESTION_KINDS, turns, False, KIND_SHARES)]
     if rng.random() < 0.35:
         kinds[rng.integers(turns)] = "describe"
     return tuple(kinds)
@@ -128,7 +129,7 @@ def draw_batch(
 ) -> Batch:
     """Draw a batch of a task; all batches cost about the same time (padding included)."""
     tokens = int(np.exp(rng.uniform(np.log(52), np.log(max(longest_passkey, 64)))))
-    pictures = 2 if rng.random() < (0.3 if task == "picture" else 0.2) else 1
+    pictures = 2 if rng.random() < (0.45 if task == "picture" else 0.3) else 1
     multi_tile = 0.0 if task == "picture" else 0.9
     samples: list[Sample] = []
     width, tiles = 0, 0
@@ -138,7 +139,7 @@ def draw_batch(
         elif task == "story":
             sample = story_sample(rng, tokenizer)
         else:
-            kinds = _question_kinds(rng, 3)
+            kinds = _question_kinds(rng, 4)
             sample = picture_sample(rng, tokenizer, pictures, multi_tile, kinds)
         width, tiles = max(width, len(sample.ids)), tiles + len(sample.tiles)
         if samples and (len(samples) + 1) * width + tiles * TILE_COST > COST_PER_BATCH:

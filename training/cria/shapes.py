@@ -112,7 +112,10 @@ def _thirds(index: int, cells: int) -> int:
 
 
 def draw_scene(rng: np.random.Generator, multi_tile: float = 0.3) -> Scene:
-    """Draw a scene; `multi_tile` is the share of pictures larger than one tile."""
+    """Draw a scene; `multi_tile` is the share of pictures larger than one tile.
+
+    Some scenes have two shapes and two colours only, so that counting is worth asking for.
+    """
     tiling = "one"
     if rng.random() < multi_tile:
         tiling = str(rng.choice(("wide", "tall", "square", "large"), p=(0.35, 0.25, 0.32, 0.08)))
@@ -124,10 +127,13 @@ def draw_scene(rng: np.random.Generator, multi_tile: float = 0.3) -> Scene:
     image = Image.new("RGB", (width, height), background)
     pen = ImageDraw.Draw(image)
     cell_w, cell_h = width / columns, height / rows
-    colours, things = list(COLOURS), []
+    shapes, colours, things = list(SHAPES), list(COLOURS), []
+    if rng.random() < 0.3:
+        shapes = [str(s) for s in rng.choice(SHAPES, 2, replace=False)]
+        colours = [str(c) for c in rng.choice(colours, 2, replace=False)]
     for index in taken:
         row, column = cells[index]
-        shape = SHAPES[rng.integers(len(SHAPES))]
+        shape = shapes[rng.integers(len(shapes))]
         colour = colours[rng.integers(len(colours))]
         jitter = rng.uniform(-0.06, 0.06, size=2)
         x, y = (column + 0.5 + jitter[0]) * cell_w, (row + 0.5 + jitter[1]) * cell_h

@@ -25,7 +25,7 @@ from cria.model import Cria
 from cria.parallel import average, join, leave
 from cria.quant import WeightQuantiser
 from cria.questions import PICTURE_SETS, passkey_questions, picture_questions
-from cria.schedule import learning_rate, mixture
+from cria.schedule import TASK_WEIGHTS, learning_rate, mixture
 from cria.shapes import QUESTION_KINDS
 from cria.tokenizer import load_tokenizer
 from cria.torch_engine import forced_accuracy
@@ -37,6 +37,7 @@ SIGHT_WEIGHT = 0.1
 QUANTISED_FROM = 0.8
 CHECK_SEED = 700_001
 SECONDS_ALONE = 10.0
+RECALLED = 0.015
 SAVED_FIELDS = ("step", "seconds", "tokens", "longest", "best", "recent")
 
 
@@ -95,7 +96,7 @@ def batch_loss(
         wanted = weights[:, 1:] > 0
         logits = model.logits(hidden[:, :-1][wanted])
     answer = functional.cross_entropy(logits.float(), ids[:, 1:][wanted])
-    loss = answer + BALANCE_WEIGHT * balance
+    loss = TASK_WEIGHTS[batch.task] * answer + BALANCE_WEIGHT * balance
     if sight is not None:
         loss = loss + SIGHT_WEIGHT * sight
     return loss, answer.item(), balance.item()
@@ -202,10 +203,10 @@ class Trainer:
 
     def lengthen(self, stream: BatchStream) -> None:
         """Make passkey prompts longer once recall works at the present length."""
-        if self.recent.get("passkey", 9.0) < 0.12 and self.longest < LONGEST_PASSKEY:
+        if self.recent.get("passkey", 9.0) < RECALLED and self.longest < LONGEST_PASSKEY:
             self.longest = min(LONGEST_PASSKEY, int(1.5 * self.longest))
             stream.longest = self.longest
-            self.recent["passkey"] = 0.4
+            del self.recent["passkey"]
 
     def quick_scores(self) -> dict[str, float]:
         """Score small held-out sets (other seeds than the test of `evaluate.py`)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from ..llm import Llama4
 from .options import (
     MODEL_HELP,
     Device,
+    Image,
     Json,
     KvCache,
     LocalFilesOnly,
@@ -47,6 +47,7 @@ _COMMANDS = (
 def chat(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    image: Image = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -76,6 +77,8 @@ def chat(
 
         llama4rs chat scout-int4 --system "You answer in one sentence."
 
+        llama4rs chat scout-int4 --image cat.png
+
         echo "Tell me a story." | llama4rs chat --json
     """
     llm = open_model(
@@ -103,6 +106,8 @@ def chat(
         },
         json=json,
     )
+    for file in image or ():
+        conversation.show(file)
     if sys.stdin.isatty():
         _talk(conversation)
         return
@@ -123,7 +128,7 @@ class _Conversation:
         self._json = json
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self._messages: list[dict[str, Any]] = [*self._beginning]
-        self._images: list[str] = []
+        self._images: list[Any] = []
         self.over = False
 
     def take(self, line: str) -> None:
@@ -134,7 +139,7 @@ class _Conversation:
             self._messages = [*self._beginning]
             self._images = []
         elif line.startswith("/image "):
-            self._show(line.removeprefix("/image ").strip())
+            self._try_to_show(line.removeprefix("/image ").strip())
         elif line == "/help":
             print(_COMMANDS, file=sys.stderr)
         elif line.startswith("/") and " " not in line and "/" not in line[1:]:
@@ -142,11 +147,25 @@ class _Conversation:
         elif line:
             self._answer(line)
 
-    def _show(self, file: str) -> None:
-        if Path(file).expanduser().is_file():
-            self._images.append(file)
-        else:
-            print(f"no such file: {file}", file=sys.stderr)
+    def show(self, file: str) -> None:
+        """Puts a picture before the next message."""
+        from ..images import load_image
+
+        picture = load_image(file)
+        plan = self._llm.plan_image(*picture.size)
+        self._images.append(picture)
+        if sys.stdin.isatty():
+            print(
+                f"{file}: {plan.width} x {plan.height} pixels, {plan.num_tiles} tiles, "
+                f"{plan.num_tokens} tokens",
+                file=sys.stderr,
+            )
+
+    def _try_to_show(self, file: str) -> None:
+        try:
+            self.show(file)
+        except Llama4Error as error:
+            fail(error)
 
     def _answer(self, line: str) -> None:
         pictures = [{"type": "image", "image": image} for image in self._images]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..chat import IMAGE_TOKEN
 from ..errors import RequestError
 from .options import (
     MODEL_HELP,
@@ -72,7 +73,8 @@ def generate(
     """Continue a text, or answer one message.
 
     A raw prompt may hold special tokens such as <|eot|>; the text appears while it is written.
-    With --image the prompt is a user's message, too.
+    With --image the prompt is a user's message, too, unless it marks with <|image|> where each
+    picture stands.
 
     Examples:
 
@@ -95,7 +97,8 @@ def generate(
         revision=revision,
         local_files_only=local_files_only,
     )
-    answer = llm.chat_stream if chat or image else llm.stream
+    is_message = chat or (image and IMAGE_TOKEN not in text)
+    answer = llm.chat_stream if is_message else llm.stream
     stream = answer(
         text,
         images=image or None,

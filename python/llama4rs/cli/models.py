@@ -157,4 +157,19 @@ def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
         "vocabulary": "vocab_size",
         "context": "max_position_embeddings",
     }
-    return [(label, f"{text[name]:,}") for label, name in named.items() if name in text]
+    rows = [(label, f"{text[name]:,}") for label, name in named.items() if name in text]
+    return rows + _vision_rows(config)
+
+
+def _vision_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
+    vision = config.get("vision_config")
+    if vision is None:
+        return []
+    from ..images import ImageConfig
+
+    images = ImageConfig.from_dicts(None, vision)
+    return [
+        ("vision layers", f"{vision['num_hidden_layers']}, {vision['hidden_size']:,} wide"),
+        ("image tiles", f"{images.tile_size} x {images.tile_size} pixels"),
+        ("tokens per tile", f"{images.tokens_per_tile}"),
+    ]

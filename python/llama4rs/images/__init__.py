@@ -22,7 +22,13 @@ from .normalize import Flavour, normalize
 from .pixels import preprocess
 from .plan import ImagePlan, plan_image
 from .sources import ImageSource, load_image
-from .tokens import ImageTokens, check_patches, expand_placeholders, image_prompt_tokens
+from .tokens import (
+    ImageTokens,
+    check_patches,
+    check_places,
+    expand_placeholders,
+    image_prompt_tokens,
+)
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
@@ -34,6 +40,7 @@ __all__ = [
     "ImageSource",
     "ImageTokens",
     "check_patches",
+    "check_places",
     "expand_placeholders",
     "image_prompt_tokens",
     "load_image",

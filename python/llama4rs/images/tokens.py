@@ -22,7 +22,13 @@ from dataclasses import dataclass, fields
 from ..errors import ImageError, TokenizerError
 from .plan import ImagePlan
 
-__all__ = ["ImageTokens", "check_patches", "expand_placeholders", "image_prompt_tokens"]
+__all__ = [
+    "ImageTokens",
+    "check_patches",
+    "check_places",
+    "expand_placeholders",
+    "image_prompt_tokens",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +83,9 @@ def expand_placeholders(
     Raises:
         ImageError: More images than placeholders or fewer, or a prompt that is expanded already.
     """
-    num_places = sum(token == ids.image for token in token_ids)
     if ids.patch in token_ids:
         raise ImageError("the prompt holds <|patch|> tokens: its images are expanded already")
-    if num_places != len(plans):
-        raise ImageError(
-            f"{_count(len(plans), 'image')} for {_count(num_places, '<|image|> placeholder')} "
-            "in the prompt\nhint: give one image for each placeholder, in order"
-        )
+    check_places(token_ids, len(plans), ids)
     remaining = iter(plans)
     expanded: list[int] = []
     for token in token_ids:
@@ -93,6 +94,20 @@ def expand_placeholders(
         else:
             expanded.append(token)
     return expanded
+
+
+def check_places(token_ids: Sequence[int], num_images: int, ids: ImageTokens) -> None:
+    """Make sure that a prompt has one ``<|image|>`` for each image.
+
+    Raises:
+        ImageError: It has not.
+    """
+    num_places = sum(token == ids.image for token in token_ids)
+    if num_places != num_images:
+        raise ImageError(
+            f"{_count(num_images, 'image')} for {_count(num_places, '<|image|> placeholder')} "
+            "in the prompt\nhint: give one image for each placeholder, in order"
+        )
 
 
 def check_patches(token_ids: Sequence[int], plans: Sequence[ImagePlan], ids: ImageTokens) -> None:
