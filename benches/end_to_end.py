@@ -1,6 +1,7 @@
 """Prefill and decode speed of a model, beside the bytes that a decoded token must read.
 
-    python benches/end_to_end.py [MODEL] [--prompt 512] [--decode 128] [--threads N] [--runs 5] [--json FILE]
+    python benches/end_to_end.py [MODEL] [--prompt 512] [--decode 128] [--threads N] [--runs 5]
+                                 [--json FILE]
 
 Without MODEL the embedded demo model runs; its weights fit in the processor's cache, so its figures
 say how small the overhead of a step is, not how fast memory is. Medians with minimum and maximum.

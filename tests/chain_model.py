@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from oracle.checkpoint import weights
 from oracle.configs import MULTIMODAL, TEXT
 from oracle.safetensors_file import write_safetensors

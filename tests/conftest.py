@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from oracle.checkpoint import make_checkpoint
 from oracle.configs import ALL, SEEDS
 
@@ -15,7 +16,7 @@ MakeCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """`checkpoint(name, **options)`: the directory of an oracle checkpoint, made once per session."""
+    """`checkpoint(name, **options)`: an oracle checkpoint's directory, made once per session."""
     made: dict[tuple[Any, ...], Path] = {}
 
     def make(name: str, **options: Any) -> Path:

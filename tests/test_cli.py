@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from chain_model import SCRIPT, make_chain_model
 
 pytest.importorskip("llama4rs._llama4rs", reason="the compiled core is not built")
+
+from typer.testing import CliRunner, Result
 
 from llama4rs.cli.app import app
 from llama4rs.cli.reporting import fail
 from llama4rs.errors import CheckpointNotFoundError, OutOfMemoryError
 from llama4rs.hub import demo_model_path
-from typer.testing import CliRunner, Result
 
 COMMANDS = ("generate", "chat", "pack", "info", "verify", "demo")
 GREEDY = ("--temperature", "0", "--threads", "1")

@@ -9,8 +9,9 @@ import pkgutil
 import re
 from types import ModuleType
 
-import llama4rs
 import pytest
+
+import llama4rs
 from llama4rs.errors import CheckpointNotFoundError
 from llama4rs.hub import demo_model_path
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conftest import MakeCheckpoint
+from llama4rs._llama4rs import Engine
 from oracle.answers import load_answers
-from oracle.comparison import assert_agrees
 from oracle.checkpoint import weights
+from oracle.comparison import assert_agrees
 from oracle.configs import SEEDS, TEXT
 from oracle.llama4_numpy import Llama4
 from oracle.prompts import text_prompts
-
-from llama4rs._llama4rs import Engine
 
 PROMPTS = [(name, prompt) for name in TEXT for prompt in text_prompts(TEXT[name])]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from llama4rs import CheckpointError, CheckpointNotFoundError
 from llama4rs.hub import demo_model_path, resolve_model
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MakeCheckpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from conftest import MakeCheckpoint
+from llama4rs._llama4rs import Engine, Request
 from oracle.configs import TEXT
 from oracle.prompts import text_prompts
-
-from llama4rs._llama4rs import Engine, Request
 
 CONFIGS = ["scout_like", "odd_sizes", "top2"]
 
@@ -89,7 +89,7 @@ def test_threads_may_share_an_engine(checkpoint: MakeCheckpoint) -> None:
         worker.start()
     for worker in workers:
         worker.join(timeout=60)
-    assert answers == {index: alone for index in range(6)}
+    assert answers == dict.fromkeys(range(6), alone)
 
 
 def test_cancelling_leaves_the_others_alone(checkpoint: MakeCheckpoint) -> None:

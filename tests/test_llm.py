@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from chain_model import (
     BOS,
     EOT,
@@ -31,8 +34,6 @@ from chain_model import (
     VOCAB,
     make_chain_model,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("llama4rs._llama4rs", reason="the compiled core is not built")
 
@@ -454,7 +455,7 @@ def test_logits(llm: Llama4) -> None:
     assert logits.dtype == np.float32
     assert logits.argmax(axis=1).tolist()[:2] == list(b"bc")
     np.testing.assert_array_equal(llm.logits(np.array(ids)), logits)
-    for bad in ([], [VOCAB], [-1], "abc"):
+    for bad in ([], [VOCAB], [-1], ["abc"]):
         with pytest.raises(RequestError):
             llm.logits(bad)  # type: ignore[arg-type]
 
@@ -599,14 +600,13 @@ def test_bad_images(seeing: Llama4, part: dict[str, Any]) -> None:
 
 def test_images_in_the_wrong_place(seeing: Llama4, llm: Llama4) -> None:
     picture = _picture(9)
-    for prompt in ("no place", "<|image|><|image|>"):
-        with pytest.raises(ImageError):
-            seeing.generate(prompt, images=[picture])
+    with pytest.raises(ImageError):
+        seeing.generate("<|image|><|image|>", images=[picture])
     with pytest.raises(TypeError, match="into its messages"):
         seeing.chat([{"role": "user", "content": "hi"}], images=[picture])
-    with pytest.raises(TypeError, match="use conversations"):
-        seeing.generate(["<|image|>", "<|image|>"], images=[picture])
-    with pytest.raises(CheckpointError, match="does not read images"):
+    with pytest.raises(TypeError, match="list of images for each prompt"):
+        seeing.generate(["<|image|>", "<|image|>"], images=[picture, picture])
+    with pytest.raises(RequestError, match="reads no images"):
         llm.chat("what?", images=[picture])
 
 

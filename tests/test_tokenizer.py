@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llama4rs import tokenizer as tokenizer_module
 from llama4rs.errors import CheckpointNotFoundError, TokenizerError
 from llama4rs.tokenizer import Tokenizer

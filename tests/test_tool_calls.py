@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llama4rs.tool_calls import ToolCall, parse_tool_calls
 
 RELAXED = settings(deadline=None, max_examples=200)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conftest import MakeCheckpoint
+from llama4rs._llama4rs import Engine
 from oracle.answers import load_answers
 from oracle.comparison import assert_agrees
 from oracle.configs import MULTIMODAL
 from oracle.prompts import image_prompts
-
-from llama4rs._llama4rs import Engine
 
 PROMPTS = [(name, prompt) for name in MULTIMODAL for prompt in image_prompts(MULTIMODAL[name])]
 

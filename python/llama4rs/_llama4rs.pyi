@@ -6,13 +6,34 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "Engine",
+    "Event",
+    "Request",
+    "__version__",
+    "cpu_features",
+    "open_info",
+    "pack",
+    "verify",
+]
+    "Engine",
+    "Event",
+    "Request",
+    "__version__",
+    "cpu_features",
+    "open_info",
+    "pack",
+    "verify",
+]
+
 __version__: str
 
-Progress = Callable[[str, int, int], object]
+_Progress = Callable[[str, int, int], object]
 """Called as `progress(what, done, total)` from the calling thread; may raise to interrupt."""
 
 def cpu_features() -> dict[str, Any]:
-    """What the CPU backend found: `{"instruction_set": "avx512", "available": [...], "threads": 4}`."""
+    """What the CPU backend found:
+    `{"instruction_set": "avx512", "available": [...], "threads": 4}`."""
 
 def open_info(path: str) -> dict[str, Any]:
     """Reads a model directory's headers only.
@@ -29,14 +50,14 @@ def pack(
     destination: str,
     *,
     weights: str = "int4",
-    policy: Sequence[tuple[str, str]] = (),
+    policy: Sequence[tuple[str, str]] | None = None,
     threads: int | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
 ) -> dict[str, Any]:
     """Packs a published checkpoint into a llama4rs directory; see `llama4rs.pack`."""
 
-def verify(path: str, *, progress: Progress | None = None) -> dict[str, Any]:
+def verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
     """Checks every tensor's checksum of a packed directory; see `llama4rs.verify`."""
 
 @final
@@ -48,12 +69,12 @@ class Engine:
         path: str,
         *,
         weights: str | None = None,
-        policy: Sequence[tuple[str, str]] = (),
+        policy: Sequence[tuple[str, str]] | None = None,
         threads: int | None = None,
         max_context: int | None = None,
         kv_cache: str | None = None,
         step_tokens: int | None = None,
-        progress: Progress | None = None,
+        progress: _Progress | None = None,
     ) -> Engine: ...
     @property
     def config_json(self) -> str:
@@ -85,15 +106,16 @@ class Engine:
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop_token_ids: Sequence[int] = (),
+        stop_token_ids: Sequence[int] | None = None,
         seed: int = 0,
         logprobs: int | None = None,
         image_features: npt.NDArray[np.float32] | None = None,
     ) -> Request:
         """Queues a prompt. `logprobs=n` reports the chosen token's and the n best tokens' log
         probabilities. `image_features` `[patches, hidden]` (from `encode_image`) replace the
-        embeddings of the prompt's patch tokens, in order. Raises `ValueError` for an empty prompt, an id outside of the vocabulary,
-        a prompt longer than `max_context`, or an option out of range."""
+        embeddings of the prompt's patch tokens, in order. Raises `RequestError` for an
+        empty prompt, an id outside of the vocabulary, a prompt longer than `max_context`, or an
+        option out of range."""
     def encode_image(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Encodes normalised tiles `[tiles, channels, size, size]` (C order) into
         `[tiles * tokens_per_tile, hidden]`. Raises `RequestError` for a text-only model."""

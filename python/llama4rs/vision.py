@@ -171,7 +171,7 @@ class PromptImages:
         """
         from . import images
 
-        settings = self._settings
+        self._check_supported()
         is_expanded = self._patch_id in token_ids
         ids = images.ImageTokens(patch=self._patch_id) if is_expanded else self._special_ids
         if not is_expanded:
@@ -183,12 +183,12 @@ class PromptImages:
         tiles: list[npt.NDArray[np.uint8]] = []
         num_tokens = len(token_ids)
         for index, source in enumerate(sources):
-            picture = self._loaded(source, index, len(sources))
-            plans.append(images.plan_image(*picture.size, settings))
+            plan, image = self._prepared(source, index, len(sources))
+            plans.append(plan)
+            tiles.append(image)
             if not is_expanded:
-                num_tokens += plans[-1].num_tokens - 1
+                num_tokens += plan.num_tokens - 1
                 self._check_room(num_tokens, index, len(sources))
-            tiles.append(images.preprocess(picture, settings))
         if is_expanded:
             images.check_patches(token_ids, plans, ids)
         else:
@@ -240,21 +240,35 @@ class PromptImages:
             self.cache.keep(key, features)
         return features
 
-    def _loaded(self, source: ImageSource, index: int, num_images: int) -> Image.Image:
-        from .images import load_image
+    def _prepared(
+        self, source: ImageSource, index: int, num_images: int
+    ) -> tuple[ImagePlan, npt.NDArray[np.uint8]]:
+        """An image's plan and its tiles. The decoded picture is gone afterwards."""
+        from .images import plan_image, preprocess
 
         try:
-            if isinstance(source, str) and not self._allow_urls and _NETWORK_URL.match(source):
-                raise ImageError(
-                    "fetching images from the network is off\nhint: open the model with "
-                    "allow_image_urls=True if whoever wrote this URL may choose what is fetched "
-                    "here"
-                )
-            return load_image(source, allow_urls=self._allow_urls)
+            picture = self._loaded(source)
+            return plan_image(*picture.size, self._settings), preprocess(picture, self._settings)
         except ImageError as error:
             if num_images == 1:
                 raise
             raise ImageError(f"image {index + 1} of {num_images}: {error}") from error
+
+    def _loaded(self, source: ImageSource) -> Image.Image:
+        from .images import load_image
+
+        if isinstance(source, str) and not self._allow_urls and _NETWORK_URL.match(source):
+            raise ImageError(
+                "fetching images from the network is off\nhint: open the model with "
+                "allow_image_urls=True if whoever wrote this URL may choose what is fetched here"
+            )
+        return load_image(source, allow_urls=self._allow_urls)
+
+    def _check_supported(self) -> None:
+        if not self.supported:
+            raise RequestError(
+                f"the model in {self._folder} reads no images: it has no vision part"
+            )
 
     def _check_room(self, num_tokens: int, index: int, num_images: int) -> None:
         limit = self._engine.max_context
@@ -277,10 +291,7 @@ class PromptImages:
     def _settings(self) -> ImageConfig:
         from .images import ImageConfig
 
-        if not self.supported:
-            raise RequestError(
-                f"the model in {self._folder} reads no images: it has no vision part"
-            )
+        self._check_supported()
         return ImageConfig.from_directory(self._folder)
 
     @cached_property

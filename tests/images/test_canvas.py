@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from llama4rs.errors import CheckpointError, ImageError
 from llama4rs.images import Canvas, ImageConfig, plan_canvas, plan_image
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from llama4rs.errors import ImageError
 from llama4rs.images import load_image
-from PIL import Image
 
 from .hostile_files import FILES, WHOLE_FILES, png
 from .pictures import picture

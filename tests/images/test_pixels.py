@@ -7,9 +7,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from llama4rs.errors import ImageError
 from llama4rs.images import ImageConfig, load_image, normalize, plan_image, preprocess
-from PIL import Image
 
 from .cases import (
     ANSWERS,

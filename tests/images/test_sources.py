@@ -20,9 +20,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from llama4rs.errors import ImageError
 from llama4rs.images import load_image
-from PIL import Image
 
 from .pictures import picture
 

@@ -14,7 +14,10 @@ from cria.images import image_tokens, split_into_tiles
 TASKS = ("passkey", "picture", "tiles", "story")
 COST_PER_BATCH = 3000
 TILE_COST = 12
-KIND_SHARES = (0.11, 0.11, 0.18, 0.11, 0.11, 0.19, 0.19)
+KIND_SHARES = (0.08, 0.08, 0.13, 0.08, 0.17, 0.24, 0.22)
+REPEATED_DIGITS = 0.5
+SHORT_PASSKEY = 160
+LONG_SHARE = 0.35
 SYSTEM_PROMPT = "You are cria."
 
 
@@ -82,14 +85,18 @@ def _question_kinds(rng: np.random.Generator, turns: int) -> tuple[str, ...]:
 
 
 def passkey_sample(
-    rng: np.random.Generator, tokenizer: Tokenizer, tokens: int, depth: float | None = None
+    rng: np.random.Generator,
+    tokenizer: Tokenizer,
+    tokens: int,
+    depth: float | None = None,
+    repeats: float = 0.0,
 ) -> Sample:
     """Draw a recall prompt; the whole prompt, chat marks included, has at most `tokens` tokens."""
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    question, answer = passkey.hide(rng, tokens - 11, count, depth)
+    question, answer = passkey.hide(rng, tokens - 11, count, depth, repeats)
     return conversation(tokenizer, [(question, answer)])
 
 
@@ -128,14 +135,15 @@ def draw_batch(
     rng: np.random.Generator, tokenizer: Tokenizer, task: str, longest_passkey: int
 ) -> Batch:
     """Draw a batch of a task; all batches cost about the same time (padding included)."""
-    tokens = int(np.exp(rng.uniform(np.log(52), np.log(max(longest_passkey, 64)))))
-    pictures = 2 if rng.random() < (0.45 if task == "picture" else 0.3) else 1
+    longest = longest_passkey if rng.random() < LONG_SHARE else min(longest_passkey, SHORT_PASSKEY)
+    tokens = int(np.exp(rng.uniform(np.log(52), np.log(longest))))
+    pictures = 2 if rng.random() < (0.5 if task == "picture" else 0.3) else 1
     multi_tile = 0.0 if task == "picture" else 0.9
     samples: list[Sample] = []
     width, tiles = 0, 0
     while True:
         if task == "passkey":
-            sample = passkey_sample(rng, tokenizer, tokens)
+            sample = passkey_sample(rng, tokenizer, tokens, repeats=REPEATED_DIGITS)
         elif task == "story":
             sample = story_sample(rng, tokenizer)
         else:

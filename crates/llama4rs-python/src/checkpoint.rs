@@ -17,11 +17,11 @@ pub(crate) fn parse_format(name: &str) -> PyResult<WeightFormat> {
 }
 
 /// Pattern and format pairs, first match wins.
-pub(crate) fn parse_rules(policy: Vec<(String, String)>) -> PyResult<Vec<FormatRule>> {
+pub(crate) fn parse_rules(policy: Option<Vec<(String, String)>>) -> PyResult<Vec<FormatRule>> {
     let rule = |(pattern, format): (String, String)| -> PyResult<FormatRule> {
         Ok(FormatRule { pattern, format: parse_format(&format)? })
     };
-    policy.into_iter().map(rule).collect()
+    policy.unwrap_or_default().into_iter().map(rule).collect()
 }
 
 /// One dictionary per tensor.
@@ -62,13 +62,13 @@ pub(crate) fn open_info<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py,
 
 /// Packs a published checkpoint into a llama4rs directory.
 #[pyfunction]
-#[pyo3(signature = (source, destination, *, weights = "int4", policy = Vec::new(), threads = None, force = false, progress = None))]
+#[pyo3(signature = (source, destination, *, weights = "int4", policy = None, threads = None, force = false, progress = None))]
 pub(crate) fn pack<'py>(
     py: Python<'py>,
     source: &str,
     destination: &str,
     weights: &str,
-    policy: Vec<(String, String)>,
+    policy: Option<Vec<(String, String)>>,
     threads: Option<usize>,
     force: bool,
     progress: Option<&Bound<'py, PyAny>>,

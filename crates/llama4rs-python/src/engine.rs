@@ -109,12 +109,12 @@ fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (path, *, weights = None, policy = Vec::new(), threads = None, max_context = None, kv_cache = None, step_tokens = None, progress = None))]
+    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, progress = None))]
     fn new(
         py: Python<'_>,
         path: &str,
         weights: Option<&str>,
-        policy: Vec<(String, String)>,
+        policy: Option<Vec<(String, String)>>,
         threads: Option<usize>,
         max_context: Option<usize>,
         kv_cache: Option<&str>,
@@ -199,7 +199,7 @@ impl Engine {
     }
 
     /// Queues a prompt.
-    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = Vec::new(), seed = 0, logprobs = None, image_features = None))]
+    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = None, seed = 0, logprobs = None, image_features = None))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -210,7 +210,7 @@ impl Engine {
         top_k: usize,
         min_p: f32,
         repetition_penalty: f32,
-        stop_token_ids: Vec<u32>,
+        stop_token_ids: Option<Vec<u32>>,
         seed: u64,
         logprobs: Option<usize>,
         image_features: Option<PyReadonlyArray2<'_, f32>>,
@@ -227,7 +227,7 @@ impl Engine {
         let options = RequestOptions {
             prompt,
             max_tokens,
-            stop_token_ids,
+            stop_token_ids: stop_token_ids.unwrap_or_default(),
             sampling,
             keep_logits: false,
             images: self.images(image_features)?,
