@@ -16,15 +16,6 @@ __all__ = [
     "pack",
     "verify",
 ]
-    "Engine",
-    "Event",
-    "Request",
-    "__version__",
-    "cpu_features",
-    "open_info",
-    "pack",
-    "verify",
-]
 
 __version__: str
 
