@@ -107,7 +107,8 @@ def test_cancelling_leaves_the_others_alone(checkpoint: MakeCheckpoint) -> None:
 
 
 def test_dropping_a_request_ends_it(checkpoint: MakeCheckpoint) -> None:
-    shared = engine(checkpoint("scout_like"), "f32", 8, 1)
+    path = checkpoint("scout_like")
+    shared = Engine(str(path), weights="f32", threads=1, prefix_cache_bytes=0)
     ids = text_prompts(TEXT["scout_like"])["43_tokens"]
     request = shared.submit(ids, max_tokens=1000)
     request.next()

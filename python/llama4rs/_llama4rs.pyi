@@ -65,6 +65,7 @@ class Engine:
         max_context: int | None = None,
         kv_cache: str | None = None,
         step_tokens: int | None = None,
+        prefix_cache_bytes: int | None = None,
         progress: _Progress | None = None,
     ) -> Engine: ...
     @property

@@ -24,6 +24,8 @@ pub struct Settings {
     pub max_sequences: usize,
     /// Element type of keys and values.
     pub kv_dtype: KvDtype,
+    /// Bytes of pages that stay for later requests with the same beginning; 0: none.
+    pub prefix_cache_bytes: usize,
 }
 
 /// A model and the requests that run on it; shared by reference between threads.
@@ -66,7 +68,11 @@ impl<B: VisionBackend> Engine<B> {
     ) -> Result<Self> {
         let core = Core {
             scheduler: Scheduler::default(),
-            cache: KvCache::new(&backend, model.kv_layout(settings.kv_dtype))?,
+            cache: KvCache::new(
+                &backend,
+                model.kv_layout(settings.kv_dtype),
+                settings.prefix_cache_bytes,
+            )?,
             workspace: Workspace::new(&backend),
             step: Step::default(),
         };
@@ -246,7 +252,9 @@ impl<B: VisionBackend> Engine<B> {
             step_tokens: self.settings.step_tokens,
             max_sequences: self.settings.max_sequences,
         };
-        let wanted = core.scheduler.plan(limits);
+        let Core { scheduler, cache, .. } = &mut *core;
+        scheduler.admit(limits, |sequence| sequence.attach(cache));
+        let wanted = scheduler.plan(limits);
         let parts = self.build(core, &wanted);
         if parts.is_empty() {
             remove_closed(core);
@@ -320,7 +328,7 @@ impl<B: VisionBackend> Engine<B> {
         let vocab = self.model.config().vocab_size;
         for part in parts {
             let sequence = &mut core.scheduler.running[part.sequence];
-            core.cache.commit(&mut sequence.kv, part.rows.len());
+            sequence.commit(&mut core.cache, part.rows.len());
             let rows = &logits[part.logits.start * vocab..part.logits.end * vocab];
             if let Err(error) = sequence.advance(rows, vocab) {
                 sequence.fail(error);

@@ -21,16 +21,18 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Admits waiting sequences, then gives each running one its rows: decoding
-    /// sequences one each, prompts in order of arrival what is left of the
-    /// budget. Returns the rows of `running[i]`.
-    pub fn plan(&mut self, limits: Limits) -> Vec<usize> {
+    /// Lets waiting sequences run while there is room, `start`ing each.
+    pub fn admit(&mut self, limits: Limits, mut start: impl FnMut(&mut Sequence)) {
         while self.running.len() < limits.max_sequences {
-            match self.waiting.pop_front() {
-                Some(sequence) => self.running.push(sequence),
-                None => break,
-            }
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            start(&mut sequence);
+            self.running.push(sequence);
         }
+    }
+
+    /// Gives each running sequence its rows: decoding ones one each, prompts in
+    /// order of arrival what is left of the budget. Returns the rows of `running[i]`.
+    pub fn plan(&self, limits: Limits) -> Vec<usize> {
         let mut budget = limits.step_tokens;
         let mut rows = vec![0; self.running.len()];
         for decoding in [true, false] {

@@ -1,8 +1,10 @@
 //! A request while it runs.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
 
-use llama4rs_kv_cache::SequenceKv;
+use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey};
+use llama4rs_tensor::Backend;
 
 use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
 use crate::{Choice, Error, FinishReason, RequestOptions, Result, Sampler};
@@ -20,6 +22,22 @@ impl Images {
         let positions = images.positions(prompt).collect();
         Self { positions, features: images.features }
     }
+
+    fn feature(&self, index: usize) -> &[f32] {
+        let width = self.features.len() / self.positions.len().max(1);
+        &self.features[index * width..(index + 1) * width]
+    }
+
+    /// A key for each image position: a hash of its feature, told apart from token ids.
+    fn write_keys(&self, keys: &mut [TokenKey]) {
+        for (index, &position) in self.positions.iter().enumerate() {
+            let mut hasher = DefaultHasher::new();
+            for value in self.feature(index) {
+                hasher.write_u32(value.to_bits());
+            }
+            keys[position] = hasher.finish() | 1 << 63;
+        }
+    }
 }
 
 /// Tokens so far, and what is left to compute.
@@ -28,6 +46,8 @@ pub(crate) struct Sequence {
     pub kv: SequenceKv,
     /// The prompt, then every generated token.
     tokens: Vec<u32>,
+    /// What each token is to the prefix cache.
+    keys: Vec<TokenKey>,
     prompt_len: usize,
     max_len: usize,
     stop_token_ids: Vec<u32>,
@@ -47,11 +67,17 @@ impl Sequence {
         max_context: usize,
     ) -> Self {
         let prompt_len = options.prompt.len();
+        let images = options.images.map(|images| Images::new(images, &options.prompt));
+        let mut keys: Vec<TokenKey> = options.prompt.iter().map(|&id| id.into()).collect();
+        if let Some(images) = &images {
+            images.write_keys(&mut keys);
+        }
         Self {
             request,
+            keys,
             kv,
             sampler: Sampler::new(options.sampling, &options.prompt),
-            images: options.images.map(|images| Images::new(images, &options.prompt)),
+            images,
             tokens: options.prompt,
             prompt_len,
             max_len: prompt_len.saturating_add(options.max_tokens).min(max_context),
@@ -63,6 +89,21 @@ impl Sequence {
         }
     }
 
+    /// Lets the sequence begin with what the cache knows of its prompt. The last
+    /// token is always computed: it gives the first logits.
+    pub fn attach<B: Backend>(&mut self, cache: &mut KvCache<B>) {
+        if !self.keep_logits {
+            let known = cache.attach(&mut self.kv, &self.keys[..self.prompt_len - 1]);
+            self.request.mailbox().usage.cached_tokens = known;
+        }
+    }
+
+    /// `count` tokens are stored now: counts them, and keeps full pages for others.
+    pub fn commit<B: Backend>(&mut self, cache: &mut KvCache<B>, count: usize) {
+        cache.commit(&mut self.kv, count);
+        cache.remember(&mut self.kv, &self.keys);
+    }
+
     /// Tokens that are not in the cache yet, in order.
     pub fn pending(&self) -> &[u32] {
         &self.tokens[self.kv.len()..]
@@ -70,15 +111,14 @@ impl Sequence {
 
     /// Gives the image features of the next `count` tokens: `(row, feature)`.
     pub fn image_rows(&self, count: usize, mut give: impl FnMut(usize, &[f32])) {
-        let Some(Images { positions, features }) = &self.images else { return };
+        let Some(images) = &self.images else { return };
         let start = self.kv.len();
-        let width = features.len() / positions.len().max(1);
-        let first = positions.partition_point(|&position| position < start);
-        for (index, &position) in positions.iter().enumerate().skip(first) {
+        let first = images.positions.partition_point(|&position| position < start);
+        for (index, &position) in images.positions.iter().enumerate().skip(first) {
             if position >= start + count {
                 break;
             }
-            give(position - start, &features[index * width..(index + 1) * width]);
+            give(position - start, images.feature(index));
         }
     }
 
@@ -129,6 +169,7 @@ impl Sequence {
         }
         let choice = self.sampler.sample(&logits[logits.len() - vocab..])?;
         self.tokens.push(choice.token);
+        self.keys.push(choice.token.into());
         self.note_times(now);
         self.request.mailbox().usage.completion_tokens += 1;
         let finish = if self.stop_token_ids.contains(&choice.token) {

@@ -1,34 +1,50 @@
-//! Page numbers: handed out, taken back, never lost.
+//! Page numbers: handed out, shared, taken back, never lost.
 
-/// Free list over the page numbers `0..capacity`.
+/// Free list and reference counts over the page numbers `0..capacity`.
 #[derive(Debug, Default)]
 pub(crate) struct PageAllocator {
-    capacity: u32,
+    /// Owners of each page; 0: free.
+    owners: Vec<u32>,
     free: Vec<u32>,
 }
 
 impl PageAllocator {
     /// Pages that exist, in use or free.
     pub fn capacity(&self) -> usize {
-        self.capacity as usize
+        self.owners.len()
     }
 
     /// Pages in use.
     pub fn in_use(&self) -> usize {
-        self.capacity as usize - self.free.len()
+        self.owners.len() - self.free.len()
     }
 
-    /// A page number; when none is free the capacity grows by one.
+    /// A page number with one owner; when none is free the capacity grows by one.
     pub fn allocate(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.capacity += 1;
-            self.capacity - 1
-        })
+        let page = self.free.pop().unwrap_or_else(|| {
+            self.owners.push(0);
+            self.owners.len() as u32 - 1
+        });
+        self.owners[page as usize] = 1;
+        page
     }
 
-    /// Takes pages back.
+    /// One more owner of a page in use.
+    pub fn share(&mut self, page: u32) -> u32 {
+        debug_assert!(self.owners[page as usize] > 0, "a free page was shared");
+        self.owners[page as usize] += 1;
+        page
+    }
+
+    /// One owner less of each page; a page without owners is free again.
     pub fn release(&mut self, pages: impl IntoIterator<Item = u32>) {
-        self.free.extend(pages);
-        debug_assert!(self.free.len() <= self.capacity as usize, "a page was freed twice");
+        for page in pages {
+            let owners = &mut self.owners[page as usize];
+            debug_assert!(*owners > 0, "a page was freed twice");
+            *owners -= 1;
+            if *owners == 0 {
+                self.free.push(page);
+            }
+        }
     }
 }

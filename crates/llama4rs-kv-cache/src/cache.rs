@@ -4,6 +4,7 @@ use llama4rs_tensor::{Backend, KvDtype, KvGeometry, KvSpan, Result, Slot};
 
 use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
+use crate::prefix::{Inserted, NodeId, NodePages, PrefixTree, TokenKey};
 use crate::PAGE_TOKENS;
 
 /// Which pool a layer's keys and values live in.
@@ -78,6 +79,19 @@ pub struct SequenceKv {
     len: usize,
     chunked: PageTable,
     global: PageTable,
+    stored: Stored,
+}
+
+/// What a node of the prefix tree costs beside its pages, about.
+const NODE_BYTES: usize = 1024;
+
+/// How much of a sequence the prefix tree knows.
+#[derive(Clone, Copy, Debug)]
+enum Stored {
+    /// This many pages, the last of them in this node.
+    Pages(usize, Option<NodeId>),
+    /// The tree has lost an earlier page: no more are stored.
+    Lost,
 }
 
 impl SequenceKv {
@@ -150,12 +164,20 @@ pub struct KvCache<B: Backend> {
     layout: KvLayout,
     chunked: Option<Pool<B>>,
     global: Option<Pool<B>>,
+    prefixes: PrefixTree,
+    /// Bytes of the pages that `prefixes` owns, and how many it may own.
+    prefix_bytes: usize,
+    prefix_budget: usize,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache; it allocates as sequences grow.
-    pub fn new(backend: &B, layout: KvLayout) -> Result<Self> {
+    /// An empty cache; it allocates as sequences grow. Pages of texts that were
+    /// seen stay for later sequences that begin alike, up to `prefix_budget` bytes.
+    pub fn new(backend: &B, layout: KvLayout, prefix_budget: usize) -> Result<Self> {
         Ok(Self {
+            prefixes: PrefixTree::default(),
+            prefix_bytes: 0,
+            prefix_budget,
             chunked: Pool::new(backend, layout.geometry(PoolKind::Chunked))?,
             global: Pool::new(backend, layout.geometry(PoolKind::Global))?,
             layout,
@@ -173,7 +195,125 @@ impl<B: Backend> KvCache<B> {
             len: 0,
             chunked: PageTable::new(self.layout.chunk_size),
             global: PageTable::new(None),
+            stored: Stored::Pages(0, None),
         }
+    }
+
+    /// Lets an empty sequence begin with what is stored of `tokens`; returns how
+    /// many tokens that is, a multiple of [`PAGE_TOKENS`].
+    pub fn attach(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) -> usize {
+        debug_assert!(sequence.is_empty(), "only an empty sequence begins with stored pages");
+        let found = self.prefixes.find(tokens);
+        let usable = |&count: &usize| self.is_complete(&found[..count]);
+        let count = (1..=found.len()).rev().find(usable).unwrap_or(0);
+        if count == 0 {
+            return 0;
+        }
+        let found = &found[..count];
+        let len = count * PAGE_TOKENS;
+        if let Some(pool) = &mut self.global {
+            let pages = found.iter().filter_map(|(_, pages)| pages.global);
+            sequence.global.adopt(len, pages.map(|page| pool.allocator.share(page)).collect());
+        }
+        if let Some(pool) = &mut self.chunked {
+            let chunk = self.layout.chunk_size.unwrap_or(usize::MAX);
+            let live = &found[len / chunk * chunk / PAGE_TOKENS..];
+            let pages = live.iter().filter_map(|(_, pages)| pages.chunked);
+            sequence.chunked.adopt(len, pages.map(|page| pool.allocator.share(page)).collect());
+        }
+        sequence.len = len;
+        sequence.stored = Stored::Pages(count, found.last().map(|(id, _)| *id));
+        len
+    }
+
+    /// Whether these first pages of a text are all that a sequence needs to go on.
+    fn is_complete(&self, pages: &[(NodeId, NodePages)]) -> bool {
+        let len = pages.len() * PAGE_TOKENS;
+        match (&self.chunked, self.layout.chunk_size) {
+            (Some(_), Some(chunk)) if !len.is_multiple_of(chunk) => {
+                let start = len / chunk * chunk;
+                start.is_multiple_of(PAGE_TOKENS)
+                    && pages[start / PAGE_TOKENS..].iter().all(|(_, p)| p.chunked.is_some())
+            }
+            _ => true,
+        }
+    }
+
+    /// Stores the full pages of a sequence whose tokens are `tokens`, for later
+    /// sequences; call it after [`commit`](Self::commit).
+    pub fn remember(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) {
+        if self.prefix_budget == 0 {
+            return;
+        }
+        while let Stored::Pages(count, parent) = sequence.stored {
+            let (start, end) = (count * PAGE_TOKENS, (count + 1) * PAGE_TOKENS);
+            if end > sequence.len.min(tokens.len()) {
+                return;
+            }
+            let pages = self.share_pages(sequence, start);
+            sequence.stored = match self.prefixes.insert(parent, &tokens[start..end], pages) {
+                Inserted::New(id) => {
+                    self.prefix_bytes += NODE_BYTES + self.page_bytes(pages);
+                    self.forget_chunk(id, end);
+                    Stored::Pages(count + 1, Some(id))
+                }
+                Inserted::Known(id) => {
+                    self.release_pages(pages);
+                    Stored::Pages(count + 1, Some(id))
+                }
+                Inserted::Refused => {
+                    self.release_pages(pages);
+                    Stored::Lost
+                }
+            };
+            while self.prefix_bytes > self.prefix_budget {
+                let Some(pages) = self.prefixes.evict() else { break };
+                self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
+                self.release_pages(pages);
+            }
+        }
+    }
+
+    /// The pages of a sequence that begin at token `start`, with one more owner.
+    fn share_pages(&mut self, sequence: &SequenceKv, start: usize) -> NodePages {
+        // Chunks of whole pages only: else a page of the chunked pool is not 64 tokens.
+        let aligned = self.layout.chunk_size.is_some_and(|chunk| chunk.is_multiple_of(PAGE_TOKENS));
+        let share = |pool: &mut Option<Pool<B>>, table: &PageTable| {
+            let page = table.page_of(start)?;
+            pool.as_mut().map(|pool| pool.allocator.share(page))
+        };
+        NodePages {
+            global: share(&mut self.global, &sequence.global),
+            chunked: aligned.then(|| share(&mut self.chunked, &sequence.chunked)).flatten(),
+        }
+    }
+
+    fn release_pages(&mut self, pages: NodePages) {
+        if let Some(pool) = &mut self.global {
+            pool.allocator.release(pages.global);
+        }
+        if let Some(pool) = &mut self.chunked {
+            pool.allocator.release(pages.chunked);
+        }
+    }
+
+    /// At the end of a chunk, the chunked pages of its texts are of no more use.
+    fn forget_chunk(&mut self, last: NodeId, end: usize) {
+        let Some(chunk) = self.layout.chunk_size.filter(|chunk| end.is_multiple_of(*chunk)) else {
+            return;
+        };
+        for page in self.prefixes.take_chunked(last, chunk / PAGE_TOKENS) {
+            let pages = NodePages { global: None, chunked: Some(page) };
+            self.prefix_bytes -= self.page_bytes(pages);
+            self.release_pages(pages);
+        }
+    }
+
+    fn page_bytes(&self, pages: NodePages) -> usize {
+        let bytes = |pool: &Option<Pool<B>>, page: Option<u32>| {
+            pool.as_ref().zip(page).map_or(0, |(pool, _)| pool.geometry.page_bytes())
+        };
+        bytes(&self.global, pages.global) + bytes(&self.chunked, pages.chunked)
     }
 
     /// Reserves pages for the next `count` tokens of `sequence`, which are the

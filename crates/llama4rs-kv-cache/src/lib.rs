@@ -18,8 +18,10 @@
 mod allocator;
 mod cache;
 mod page_table;
+mod prefix;
 
 pub use cache::{KvCache, KvLayout, KvStep, LayerKv, PoolKind, PoolStep, SequenceKv};
+pub use prefix::TokenKey;
 
 /// Tokens of one page.
 pub const PAGE_TOKENS: usize = 64;

@@ -87,6 +87,25 @@ impl PageTable {
         }
     }
 
+    /// Takes over shared pages that hold the tokens before `len`, a multiple of
+    /// [`PAGE_TOKENS`] at which the table has no pages of its own yet.
+    pub fn adopt(&mut self, len: usize, pages: Vec<u32>) {
+        debug_assert!(self.windows.is_empty(), "only an empty table adopts pages");
+        let (window, tokens) = self.locate(len);
+        debug_assert_eq!(pages.len() * PAGE_TOKENS, tokens, "whole pages of the last window");
+        self.first_window = window;
+        if !pages.is_empty() {
+            self.windows.push_back(pages);
+        }
+    }
+
+    /// The page of a token that is stored, if its window is still alive.
+    pub fn page_of(&self, position: usize) -> Option<u32> {
+        let (window, token) = self.locate(position);
+        let pages = self.windows.get(window.checked_sub(self.first_window)?)?;
+        pages.get(token / PAGE_TOKENS).copied()
+    }
+
     /// Frees everything.
     pub fn clear(&mut self, allocator: &mut PageAllocator) {
         for pages in self.windows.drain(..) {

@@ -34,7 +34,7 @@ impl Bench {
     fn new(config: Value, format: WeightFormat, dtype: KvDtype, threads: usize) -> Self {
         let cpu = Cpu::new(Some(threads)).unwrap();
         let model = Llama4::load(&cpu, &RandomModel::new(config, format)).unwrap();
-        let cache = KvCache::new(&cpu, model.kv_layout(dtype)).unwrap();
+        let cache = KvCache::new(&cpu, model.kv_layout(dtype), 0).unwrap();
         let workspace = Workspace::new(&cpu);
         Self { cpu, model, cache, workspace }
     }

@@ -23,6 +23,9 @@ use crate::request::Request;
 
 /// Prompt tokens per step: enough to fill the matrix kernels, short enough to interrupt.
 const STEP_TOKENS: usize = 512;
+/// Key/value pages that stay for later requests: a conversation of some thousand
+/// tokens with Scout.
+const PREFIX_CACHE_BYTES: usize = 1 << 30;
 /// Sequences that share a step.
 const MAX_SEQUENCES: usize = 256;
 
@@ -55,6 +58,7 @@ struct Wanted<'a> {
     max_context: Option<usize>,
     step_tokens: usize,
     kv_dtype: Option<KvDtype>,
+    prefix_cache_bytes: usize,
 }
 
 fn open(
@@ -72,6 +76,7 @@ fn open(
         step_tokens: wanted.step_tokens,
         max_sequences: MAX_SEQUENCES,
         kv_dtype: wanted.kv_dtype.unwrap_or(exact),
+        prefix_cache_bytes: wanted.prefix_cache_bytes,
     };
     Ok(Opened {
         config_json: source.config().raw.to_string(),
@@ -109,7 +114,7 @@ fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, progress = None))]
+    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, progress = None))]
     fn new(
         py: Python<'_>,
         path: &str,
@@ -119,6 +124,7 @@ impl Engine {
         max_context: Option<usize>,
         kv_cache: Option<&str>,
         step_tokens: Option<usize>,
+        prefix_cache_bytes: Option<usize>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         positive("threads", threads)?;
@@ -134,6 +140,7 @@ impl Engine {
             max_context,
             step_tokens: step_tokens.unwrap_or(STEP_TOKENS),
             kv_dtype: parse_kv_dtype(kv_cache)?,
+            prefix_cache_bytes: prefix_cache_bytes.unwrap_or(PREFIX_CACHE_BYTES),
         };
         let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
             .map_err(|error| errors::model(py, error))?;
