@@ -21,7 +21,7 @@ from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_pr
 from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
 from .streaming import AsyncTextStream, TextStream
 from .summary import summary_text
-from .vision import DEFAULT_CACHE_BYTES, ImageCache, PromptImages, image_lists
+from .vision import DEFAULT_CACHE_BYTES, ImageCache, PromptImages, image_list, image_lists
 
 if TYPE_CHECKING:
     import numpy as np
@@ -407,7 +407,10 @@ class Llama4:
             >>> llm.logits(ids).shape == (len(ids), llm.config.vocab_size)
             True
         """
-        encoded = self._encoder.encode(plain_prompt(prompt), images=images)
+        prompt = plain_prompt(prompt)
+        if prompt and is_batch(prompt):
+            raise RequestError("logits takes one prompt")
+        encoded = self._encoder.encode(prompt, images=images)
         with option_errors():
             return self._engine.logits(encoded.token_ids, image_features=encoded.image_features)
 
@@ -571,7 +574,7 @@ def _conversation(
     messages: str | Sequence[Message], images: Sequence[ImageSource] | None
 ) -> Sequence[Message]:
     if isinstance(messages, str):
-        pictures = [{"type": "image", "image": image} for image in images or ()]
+        pictures = [{"type": "image", "image": image} for image in image_list(images)]
         text = {"type": "text", "text": messages}
         return [{"role": "user", "content": [*pictures, text]}]
     if images is not None:

@@ -204,7 +204,7 @@ class PromptImages:
         if not self.supported or self._tokenizer is None:
             return
         # Both occur in an image that is expanded.
-        marks = {self._tokenizer.special_tokens.get("<|image|>"), self._patch_id}
+        marks = {self._tokenizer.special_tokens.get("<|image|>"), self._config_id("image")}
         if any(token in marks for token in token_ids):
             raise ImageError(
                 "the prompt has <|image|> or <|patch|> tokens and no images\n"

@@ -9,13 +9,15 @@ from tokenizers import Tokenizer
 
 from cria import passkey, shapes, smalltalk, stories
 from cria.chat import Sample, conversation, raw_text
+from cria.config import TEXT
 from cria.images import image_tokens, split_into_tiles
 
 TASKS = ("passkey", "picture", "tiles", "story")
 COST_PER_BATCH = 3000
 TILE_COST = 12
 KIND_SHARES = (0.08, 0.08, 0.13, 0.08, 0.17, 0.24, 0.22)
-REPEATED_DIGITS = 0.5
+REPEATED_DIGITS = 0.3
+BOUNDARY_SHARE = 0.55
 SHORT_PASSKEY = 160
 LONG_SHARE = 0.35
 SYSTEM_PROMPT = "You are cria."
@@ -134,9 +136,14 @@ def collate(task: str, samples: list[Sample], pad: int) -> Batch:
 def draw_batch(
     rng: np.random.Generator, tokenizer: Tokenizer, task: str, longest_passkey: int
 ) -> Batch:
-    """Draw a batch of a task; all batches cost about the same time (padding included)."""
+    """Draw a batch of a task; all batches cost about the same time (padding included).
+
+    A share of the passkey prompts ends just before a chunk boundary, so that answers cross it.
+    """
     longest = longest_passkey if rng.random() < LONG_SHARE else min(longest_passkey, SHORT_PASSKEY)
     tokens = int(np.exp(rng.uniform(np.log(52), np.log(longest))))
+    if rng.random() < BOUNDARY_SHARE:
+        tokens = -(-tokens // TEXT.chunk) * TEXT.chunk
     pictures = 2 if rng.random() < (0.5 if task == "picture" else 0.3) else 1
     multi_tile = 0.0 if task == "picture" else 0.9
     samples: list[Sample] = []

@@ -17,6 +17,8 @@ PICTURE_SETS = {
     "two pictures, several tiles": (2, 0.6),
 }
 
+SHORTEST_PASSKEY = 52
+
 
 @dataclass(frozen=True)
 class Question:
@@ -63,12 +65,14 @@ def shape_questions(tokenizer: Tokenizer, count: int, seed: int) -> list[Questio
 
 
 def passkey_questions(tokenizer: Tokenizer, chunks: int, count: int, seed: int) -> list[Question]:
-    """Draw recall prompts that fill `chunks` chunks, the number at evenly spread depths."""
+    """Draw recall prompts that end in chunk number `chunks`, the number at spread depths."""
     group = f"{chunks} chunk" + ("" if chunks == 1 else "s")
     found = []
     for index in range(count):
         rng = np.random.default_rng((seed, chunks, index))
         depth = (index + 0.5) / count
-        sample = passkey_sample(rng, tokenizer, chunks * TEXT.chunk, depth)
+        least = max(SHORTEST_PASSKEY, (chunks - 1) * TEXT.chunk + 12)
+        tokens = int(rng.integers(least, chunks * TEXT.chunk + 1))
+        sample = passkey_sample(rng, tokenizer, tokens, depth)
         found.append(as_question(sample, group, "passkey"))
     return found
