@@ -28,12 +28,13 @@ def active_bytes(summary: dict[str, Any], config: dict[str, Any]) -> float:
     experts = text.get("num_local_experts") or 1
     share = (text.get("num_experts_per_tok") or 1) / experts
     total = 0.0
-    for group in summary["tensors"]:
-        if group["group"].startswith(("vision", "multi_modal")):
+    for tensor in summary["tensors"]:
+        name = tensor["name"]
+        if name.startswith(("vision", "multi_modal")):
             continue
-        if group["group"] == "embed_tokens" and not text.get("tie_word_embeddings"):
+        if name == "embed_tokens" and not text.get("tie_word_embeddings"):
             continue
-        total += group["bytes"] * (share if ".experts." in group["group"] else 1.0)
+        total += tensor["bytes"] * (share if ".experts." in name else 1.0)
     return total
 
 

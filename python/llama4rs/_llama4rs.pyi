@@ -26,6 +26,12 @@ def cpu_features() -> dict[str, Any]:
     """What the CPU backend found:
     `{"instruction_set": "avx512", "available": [...], "threads": 4}`."""
 
+def read_bandwidth(bytes: int, threads: int, rounds: int = 5) -> list[float]:
+    """Bytes per second that `threads` threads read from `bytes` bytes of memory, once per round."""
+
+def multiply_add_peak(threads: int, rounds: int = 5) -> list[float]:
+    """Single-precision operations per second (a multiply-add is two) out of registers, per round."""
+
 def open_info(path: str) -> dict[str, Any]:
     """Reads a model directory's headers only.
 
@@ -50,6 +56,19 @@ def pack(
 
 def verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
     """Checks every tensor's checksum of a packed directory; see `llama4rs.verify`."""
+
+def synth(
+    destination: str,
+    *,
+    shape: str,
+    weights: str = "int4",
+    policy: Sequence[tuple[str, str]] = (),
+    seed: int = 0,
+    threads: int | None = None,
+    force: bool = False,
+    progress: _Progress | None = None,
+) -> dict[str, Any]:
+    """Writes a random model in packed form; see `llama4rs.synth.synth`."""
 
 @final
 class Engine:
@@ -86,8 +105,8 @@ class Engine:
     def kv_bytes_in_use(self) -> int | None:
         """Bytes of key/value pages in use; None while a step is being computed."""
     def summary(self) -> dict[str, Any]:
-        """Sizes: `parameters`, `active_parameters`, `weight_bytes`, `mapped_bytes`, `tensors`
-        (`[{"group", "format", "bytes", "relative_error"}]`), `kv_bytes_per_token`, `kv_cache`."""
+        """Sizes: `parameters`, `active_parameters`, `weight_bytes`, `tensors` (as in `open_info`),
+        `kv_cache` (its format), `kv_bytes_per_token`, `kv_bytes_per_token_beyond_chunk`."""
     def submit(
         self,
         prompt: Sequence[int],

@@ -63,6 +63,9 @@ class Llama4:
         tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the
             model's own.
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
+        prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that begin
+            with the same tokens, so that a conversation is computed once; None for 1 GiB, 0 for
+            none.
         image_cache_bytes: Most bytes of features of images that are kept, so that a question about
             a picture seen before does not encode it again; 0 keeps none.
         allow_image_urls: Fetch images that are named by an ``http(s)`` URL. They can point into
@@ -103,6 +106,7 @@ class Llama4:
         seed: int | None = 0,
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
+        prefix_cache_bytes: int | None = None,
         image_cache_bytes: int = DEFAULT_CACHE_BYTES,
         allow_image_urls: bool = False,
         revision: str | None = None,
@@ -133,6 +137,7 @@ class Llama4:
                 max_context=max_context,
                 kv_cache=kv_cache,
                 step_tokens=step_tokens,
+                prefix_cache_bytes=prefix_cache_bytes,
                 progress=report,
             )
         self.config: Config = Config(json.loads(self._engine.config_json))

@@ -110,4 +110,4 @@ def summary_text(sizes: Mapping[str, Any], *, max_context: int, weights: str, de
         ("context", f"{max_context} tokens"),
         ("device", device),
     ]
-    return f"{table_text(facts)}\n\n{groups_text(sizes['tensors'])}"
+    return f"{table_text(facts)}\n\n{groups_text(tensor_groups(sizes['tensors']))}"

@@ -144,7 +144,7 @@ def draw_batch(
     tokens = int(np.exp(rng.uniform(np.log(52), np.log(longest))))
     if rng.random() < BOUNDARY_SHARE:
         tokens = -(-tokens // TEXT.chunk) * TEXT.chunk
-    pictures = 2 if rng.random() < (0.5 if task == "picture" else 0.3) else 1
+    pictures = 2 if rng.random() < (0.6 if task == "picture" else 0.4) else 1
     multi_tile = 0.0 if task == "picture" else 0.9
     samples: list[Sample] = []
     width, tiles = 0, 0

@@ -28,7 +28,7 @@ from cria.questions import PICTURE_SETS, passkey_questions, picture_questions
 from cria.schedule import TASK_WEIGHTS, learning_rate, mixture
 from cria.shapes import QUESTION_KINDS
 from cria.tokenizer import load_tokenizer
-from cria.torch_engine import forced_accuracy
+from cria.torch_engine import TorchEngine
 from cria.vision import SightHeads, to_pixels, train_vision
 
 LONGEST_PASSKEY = 1216
@@ -216,10 +216,8 @@ class Trainer:
         }
         for chunks in (1, 4, 16):
             sets[f"{chunks} chunks"] = passkey_questions(self.tokenizer, chunks, 20, CHECK_SEED)
-        return {
-            name: round(forced_accuracy(self.model, questions, self.patch_id), 3)
-            for name, questions in sets.items()
-        }
+        engine = TorchEngine(self.model, self.tokenizer)
+        return {name: round(engine.accuracy(asked), 3) for name, asked in sets.items()}
 
     def check(self) -> None:
         """Measure on held-out data, save, and keep the best weights of the quantised part."""

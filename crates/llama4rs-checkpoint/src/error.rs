@@ -204,6 +204,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// No synthetic model of this name.
+    #[error("unknown shape {name:?}; expected tiny, edge, scout-layers=N or maverick-layers=N with N from 1 to 48")]
+    UnknownShape {
+        /// What was asked for.
+        name: String,
+    },
     /// The caller asked to stop.
     #[error("interrupted while {doing}")]
     Interrupted {
@@ -258,6 +264,7 @@ impl Error {
             | Error::Unsupported { .. }
             | Error::Dtype { .. }
             | Error::UnknownTensors { .. }
+            | Error::UnknownShape { .. }
             | Error::OtherWeights { .. } => ErrorKind::Unsupported,
             Error::AlreadyPacked { .. }
             | Error::Destination { .. }

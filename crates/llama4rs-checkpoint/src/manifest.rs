@@ -24,6 +24,9 @@ pub(crate) const MANIFEST: &str = "llama4rs.json";
 /// Version of the directory's layout that this crate writes and reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
+/// Program and version that write.
+pub(crate) const CREATED_BY: &str = concat!("llama4rs ", env!("CARGO_PKG_VERSION"));
+
 const PREFIX: &str = "{\n  \"checksum\": \"";
 const HEX_DIGITS: usize = 64;
 const MAX_BYTES: u64 = 256 << 20;

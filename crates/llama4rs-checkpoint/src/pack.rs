@@ -1,19 +1,19 @@
 //! A published checkpoint -> a packed directory.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use llama4rs_tensor::WeightFormat;
 use rayon::ThreadPool;
 
-use crate::manifest::{self, CopyEntry, FileEntry, Manifest, PackedEntry, FORMAT_VERSION};
+use crate::manifest::{self, CopyEntry, Manifest, CREATED_BY, FORMAT_VERSION};
 use crate::open::DEFAULT_WEIGHTS;
-use crate::packed_layout::{plan, FilePlan, PlannedTensor};
+use crate::packed_files::{check_disk_space, file_entry, write_files, HashedFile};
+use crate::packed_layout::{plan, PlannedTensor};
 use crate::packing::{pack_matrices, read_values, source_bytes, source_matrices};
 use crate::progress::report;
 use crate::published::{thread_pool, Published};
-use crate::published_names::Located;
 use crate::staging::{parent, Staging};
 use crate::{Error, FormatRule, Progress, Result, TensorReport};
 
@@ -34,9 +34,6 @@ const COPIED_FILES: [&str; 14] = [
     "NOTICE",
     "USE_POLICY.md",
 ];
-
-/// Free space to ask for beyond the files: the manifest and directory blocks.
-const DISK_SLACK: u64 = 16 << 20;
 
 /// How to pack.
 #[derive(Clone, Debug)]
@@ -98,7 +95,7 @@ pub fn pack(
     let files = plan(&specs, &formats, options.file_bytes);
 
     let staging = Staging::create(destination, options.force)?;
-    check_disk_space(source, parent(destination), &files)?;
+    check_disk_space(parent(destination), &files, copied_bytes(source))?;
     let mut run = Run {
         published: &published,
         formats: &formats,
@@ -107,13 +104,11 @@ pub fn pack(
         total_bytes: published.total_source_bytes(),
         done_bytes: 0,
     };
-    let mut entries = Vec::with_capacity(specs.len());
-    for (number, file) in files.iter().enumerate() {
-        run.write_file(file, number, staging.directory(), &mut entries)?;
-    }
+    let fill = |planned: &PlannedTensor, file: &mut HashedFile| run.write_tensor(planned, file);
+    let entries = write_files(staging.directory(), &files, &specs, &formats, fill)?;
     Manifest {
         format_version: FORMAT_VERSION,
-        created_by: concat!("llama4rs ", env!("CARGO_PKG_VERSION")).into(),
+        created_by: CREATED_BY.into(),
         weights: options.weights.to_string(),
         source_fingerprint: published.shards.fingerprint().to_string(),
         warnings: published.warnings.clone(),
@@ -143,42 +138,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn write_file(
-        &mut self,
-        plan: &FilePlan,
-        number: usize,
-        directory: &Path,
-        entries: &mut Vec<PackedEntry>,
-    ) -> Result<()> {
-        let path = directory.join(&plan.name);
-        let mut file = File::create(&path).map_err(|error| Error::io(&path, error))?;
-        file.write_all(&plan.header).map_err(|error| Error::io(&path, error))?;
-        for planned in &plan.tensors {
-            let located = &self.published.tensors[planned.number];
-            let mut output = Output { file: &mut file, path: &path, hasher: Default::default() };
-            let relative_error = self.write_tensor(located, planned, &mut output)?;
-            entries.push(PackedEntry {
-                name: located.spec.name.clone(),
-                format: self.formats[planned.number].map(|format| format.to_string()),
-                shape: located.spec.shape.dims(),
-                file: number,
-                offset: planned.offset,
-                bytes: planned.bytes,
-                relative_error,
-                blake3: output.hasher.finalize().to_string(),
-            });
-        }
-        file.sync_all().map_err(|error| Error::io(&path, error))
-    }
-
-    fn write_tensor(
-        &mut self,
-        located: &Located,
-        planned: &PlannedTensor,
-        output: &mut Output<'_>,
-    ) -> Result<f64> {
+    /// Writes one tensor; its relative error.
+    fn write_tensor(&mut self, planned: &PlannedTensor, output: &mut HashedFile) -> Result<f64> {
+        let located = &self.published.tensors[planned.number];
         let name = &located.spec.name;
-        let mut relative_error = 0.0;
         if let Some(format) = self.formats[planned.number] {
             let (done_bytes, total_bytes) = (&mut self.done_bytes, self.total_bytes);
             let sink = |piece: &[u8], source_bytes| {
@@ -187,49 +150,34 @@ impl Run<'_> {
                 report(self.progress, name, *done_bytes, total_bytes)
             };
             let matrices = source_matrices(&self.published.shards, located)?;
-            relative_error = pack_matrices(&self.pool, &matrices, format, sink)?.relative();
-        } else if let Some(tensor) = located.layout.tensors().first() {
+            return Ok(pack_matrices(&self.pool, &matrices, format, sink)?.relative());
+        }
+        if let Some(tensor) = located.layout.tensors().first() {
             let values = read_values(&self.published.shards, tensor)?;
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             output.write(&bytes)?;
             self.done_bytes += source_bytes(&self.published.shards, located);
             report(self.progress, name, self.done_bytes, self.total_bytes)?;
         }
-        output.write(&vec![0; (planned.padded_bytes() - planned.bytes) as usize])?;
-        Ok(relative_error)
+        Ok(0.0)
     }
 }
 
-/// A file that is hashed as it is written.
-struct Output<'a> {
-    file: &'a mut File,
-    path: &'a Path,
-    hasher: blake3::Hasher,
+fn copied_files(source: &Path) -> impl Iterator<Item = &'static str> + '_ {
+    COPIED_FILES.into_iter().filter(|name| source.join(name).is_file())
 }
 
-impl Output<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(|error| Error::io(self.path, error))
-    }
-}
-
-fn file_entry(plan: &FilePlan) -> FileEntry {
-    FileEntry {
-        name: plan.name.clone(),
-        bytes: plan.bytes,
-        header_bytes: plan.header.len() as u64,
-        header_blake3: blake3::hash(&plan.header).to_string(),
-    }
+fn copied_bytes(source: &Path) -> u64 {
+    let size = |name| source.join(name).metadata().map_or(0, |metadata| metadata.len());
+    copied_files(source).map(size).sum()
 }
 
 fn copy_files(source: &Path, directory: &Path) -> Result<Vec<CopyEntry>> {
     let mut copies = Vec::new();
-    for name in COPIED_FILES.into_iter().filter(|name| source.join(name).is_file()) {
-        let (from, to) = (source.join(name), directory.join(name));
+    for name in copied_files(source) {
+        let from = source.join(name);
         let mut reader = File::open(&from).map_err(|error| Error::io(&from, error))?;
-        let mut file = File::create(&to).map_err(|error| Error::io(&to, error))?;
-        let mut output = Output { file: &mut file, path: &to, hasher: Default::default() };
+        let mut output = HashedFile::create(directory.join(name))?;
         let mut buffer = vec![0; 1 << 20];
         let mut bytes = 0;
         loop {
@@ -240,35 +188,7 @@ fn copy_files(source: &Path, directory: &Path) -> Result<Vec<CopyEntry>> {
             output.write(&buffer[..count])?;
             bytes += count as u64;
         }
-        let blake3 = output.hasher.finalize().to_string();
-        copies.push(CopyEntry { name: name.into(), bytes, blake3 });
+        copies.push(CopyEntry { name: name.into(), bytes, blake3: output.checksum() });
     }
     Ok(copies)
-}
-
-fn check_disk_space(source: &Path, parent: &Path, files: &[FilePlan]) -> Result<()> {
-    let size = |name: &&str| source.join(name).metadata().map_or(0, |metadata| metadata.len());
-    let copies: u64 = COPIED_FILES.iter().map(size).sum();
-    let needed = files.iter().map(|file| file.bytes).sum::<u64>() + copies + DISK_SLACK;
-    let stat = rustix::fs::statvfs(parent).map_err(|error| Error::io(parent, error.into()))?;
-    let available = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if available < needed {
-        return Err(Error::DiskSpace { path: parent.to_owned(), needed, available });
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_that_is_too_small_is_an_error_before_the_work() {
-        let file = FilePlan { name: "w".into(), header: vec![], tensors: vec![], bytes: 1 << 60 };
-        let error = check_disk_space(Path::new("."), Path::new("."), &[file]).unwrap_err();
-        assert_eq!(error.kind(), crate::ErrorKind::Pack);
-        let text = error.to_string();
-        assert!(text.contains("1152921504623624192 bytes needed"), "{text}");
-        assert!(text.contains("available; free some"), "{text}");
-    }
 }

@@ -10,8 +10,9 @@
 
 use llama4rs_tensor::WeightFormat;
 
-use crate::tensor_specs::{Role, TensorShape, TensorSpec};
-use crate::{Error, Result};
+use crate::published::stored_bytes;
+use crate::tensor_specs::{tensor_specs, Role, TensorShape, TensorSpec};
+use crate::{Config, Error, Result, TensorReport};
 
 /// A user's exception from the table: the first rule whose pattern matches wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,24 @@ pub struct FormatRule {
     pub pattern: String,
     /// The format of the matrices that match.
     pub format: WeightFormat,
+}
+
+/// Every tensor of a model as [`pack`](crate::pack) would store it; no weights are needed.
+pub fn planned_tensors(
+    config: &Config,
+    weights: WeightFormat,
+    rules: &[FormatRule],
+) -> Result<Vec<TensorReport>> {
+    let specs = tensor_specs(config);
+    let formats = choose_formats(&specs, weights, rules)?;
+    let planned = |(spec, format): (TensorSpec, Option<WeightFormat>)| TensorReport {
+        format,
+        shape: spec.shape.dims(),
+        bytes: stored_bytes(&spec.shape, format),
+        relative_error: None,
+        name: spec.name,
+    };
+    Ok(specs.into_iter().zip(formats).map(planned).collect())
 }
 
 /// The format of every tensor in `specs`: `None` for vectors.

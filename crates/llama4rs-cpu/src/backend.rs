@@ -10,7 +10,7 @@ use crate::kernels::matmul::Panels;
 use crate::kernels::{
     attention, elementwise, embed, experts, matmul, rms_norm, rope, route, swiglu,
 };
-use crate::{Cpu, Routing, Tensor};
+use crate::{Arithmetic, Cpu, Routing, Tensor};
 
 /// An error of `operation` unless `fits`.
 fn require(
@@ -53,7 +53,14 @@ impl Backend for Cpu {
     fn description(&self) -> String {
         let threads = self.num_threads();
         let plural = if threads == 1 { "" } else { "s" };
-        format!("cpu ({}, {threads} thread{plural})", self.instruction_set())
+        let set = self.instruction_set();
+        match self.arithmetic() {
+            Arithmetic::Fast => format!("cpu ({set}, {threads} thread{plural})"),
+            Arithmetic::Exact => {
+                // Only products of integers use VNNI.
+                format!("cpu ({}, exact, {threads} thread{plural})", set.without_vnni())
+            }
+        }
     }
 
     fn empty(&self) -> Tensor {
@@ -156,8 +163,9 @@ impl Backend for Cpu {
                 || shape_of(x),
             )?;
         }
-        self.packed_rows
-            .with(|scratch| matmul::matmul(self.dispatch, &self.threads, scratch, x, weights, outs))
+        let how = (self.dispatch, self.arithmetic);
+        self.matmul_scratch
+            .with(|scratch| matmul::matmul(how, &self.threads, scratch, x, weights, outs))
     }
 
     fn swiglu(&self, gate: &mut Tensor, up: &Tensor) -> Result<()> {
@@ -287,9 +295,9 @@ impl Backend for Cpu {
         }
         require_shape("experts", x, routing.rows, hidden)?;
         require_shape("experts", out, routing.rows, hidden)?;
-        self.expert_scratch.with(|scratch| {
-            experts::experts(self.dispatch, &self.threads, scratch, x, routing, weights, out)
-        })
+        let how = (self.dispatch, self.arithmetic);
+        self.expert_scratch
+            .with(|scratch| experts::experts(how, &self.threads, scratch, x, routing, weights, out))
     }
 }
 

@@ -4,24 +4,25 @@ use llama4rs_tensor::{Error, Result};
 
 use crate::kernels::attention::AttentionScratch;
 use crate::kernels::experts::ExpertScratch;
-use crate::kernels::matmul::PackedRows;
+use crate::kernels::matmul::MatmulScratch;
 use crate::parallel::{Spare, Threads};
 use crate::simd::Dispatch;
-use crate::InstructionSet;
+use crate::{Arithmetic, InstructionSet};
 
 /// A CPU that runs models.
 pub struct Cpu {
     pub(crate) set: InstructionSet,
     pub(crate) dispatch: Dispatch,
+    pub(crate) arithmetic: Arithmetic,
     pub(crate) threads: Threads,
-    pub(crate) packed_rows: Spare<PackedRows>,
+    pub(crate) matmul_scratch: Spare<MatmulScratch>,
     pub(crate) expert_scratch: Spare<ExpertScratch>,
     pub(crate) attention_scratch: Spare<AttentionScratch>,
 }
 
 impl Cpu {
-    /// A CPU with the best instructions it has. `None` threads means as many as
-    /// the process may run at once.
+    /// A CPU with the best instructions it has and [`Arithmetic::Fast`]. `None`
+    /// threads means as many as the process may run at once.
     pub fn new(threads: Option<usize>) -> Result<Self> {
         let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
         Self::with_instruction_set(threads.unwrap_or_else(available), InstructionSet::detect())
@@ -37,11 +38,22 @@ impl Cpu {
         Ok(Self {
             set,
             dispatch,
+            arithmetic: Arithmetic::default(),
             threads: Threads::new(threads)?,
-            packed_rows: Spare::default(),
+            matmul_scratch: Spare::default(),
             expert_scratch: Spare::default(),
             attention_scratch: Spare::default(),
         })
+    }
+
+    /// The same CPU with another arithmetic.
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
+    /// How products with integer weights are computed.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 
     /// The instructions in use.

@@ -12,14 +12,23 @@ pub enum InstructionSet {
     Scalar,
     /// AVX2 with FMA.
     Avx2,
+    /// AVX2 with FMA, and integer dot products by AVX-VNNI.
+    Avx2Vnni,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512Vnni,
 }
 
 impl InstructionSet {
     /// All sets, slowest first.
-    const ALL: [InstructionSet; 3] =
-        [InstructionSet::Scalar, InstructionSet::Avx2, InstructionSet::Avx512];
+    const ALL: [InstructionSet; 5] = [
+        InstructionSet::Scalar,
+        InstructionSet::Avx2,
+        InstructionSet::Avx2Vnni,
+        InstructionSet::Avx512,
+        InstructionSet::Avx512Vnni,
+    ];
 
     /// The best set that this processor has.
     pub fn detect() -> Self {
@@ -30,6 +39,15 @@ impl InstructionSet {
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|&set| Dispatch::new(set).is_some()).collect()
     }
+
+    /// The set without its integer dot products.
+    pub fn without_vnni(self) -> Self {
+        match self {
+            InstructionSet::Avx2Vnni => InstructionSet::Avx2,
+            InstructionSet::Avx512Vnni => InstructionSet::Avx512,
+            set => set,
+        }
+    }
 }
 
 impl fmt::Display for InstructionSet {
@@ -37,7 +55,9 @@ impl fmt::Display for InstructionSet {
         f.write_str(match self {
             InstructionSet::Scalar => "scalar",
             InstructionSet::Avx2 => "avx2",
+            InstructionSet::Avx2Vnni => "avx2-vnni",
             InstructionSet::Avx512 => "avx512",
+            InstructionSet::Avx512Vnni => "avx512-vnni",
         })
     }
 }

@@ -3,17 +3,20 @@
 //! - `simd` has 16 lanes of single precision, written once per instruction set;
 //! - `kernels` has one file per operation: formula, scalar reference, vector
 //!   form, and the test that holds them together;
-//! - `backend` checks shapes, then calls one kernel.
+//! - `backend` checks shapes, then calls one kernel;
+//! - `probe` measures the machine's limits.
 //!
 //! **One result.** What an operation writes for a row is defined by an order of
 //! correctly rounded operations. It does not depend on the other rows of the
 //! call, on the number of threads, or on the instruction set.
 
+mod arithmetic;
 mod backend;
 mod cpu;
 mod instruction_set;
 mod kernels;
 mod parallel;
+mod probe;
 mod simd;
 mod team;
 mod tensor;
@@ -22,8 +25,10 @@ mod vision_backend;
 #[cfg(test)]
 mod test_support;
 
+pub use arithmetic::Arithmetic;
 pub use cpu::Cpu;
 pub use instruction_set::InstructionSet;
 pub use kernels::kv_pages::KvPages;
 pub use kernels::route::Routing;
+pub use probe::{multiply_add_peak, read_bandwidth};
 pub use tensor::Tensor;

@@ -63,10 +63,16 @@ impl Tensor {
 }
 
 /// Makes `data` exactly `len` long, keeping its capacity; new values are zero.
-pub(crate) fn resize(data: &mut Vec<f32>, len: usize, what: &'static str) -> Result<()> {
+pub(crate) fn resize<T: Copy + Default>(
+    data: &mut Vec<T>,
+    len: usize,
+    what: &'static str,
+) -> Result<()> {
     let missing = len.saturating_sub(data.len());
-    data.try_reserve(missing)
-        .map_err(|_| Error::OutOfMemory { what, bytes: len.saturating_mul(4) })?;
-    data.resize(len, 0.0);
+    data.try_reserve(missing).map_err(|_| Error::OutOfMemory {
+        what,
+        bytes: len.saturating_mul(std::mem::size_of::<T>()),
+    })?;
+    data.resize(len, T::default());
     Ok(())
 }

@@ -9,7 +9,7 @@ use llama4rs_tensor::{AlignedBytes, PackedMatrix, WeightFormat};
 use proptest::prelude::*;
 
 use crate::simd::Dispatch;
-use crate::{Cpu, InstructionSet, Tensor};
+use crate::{Arithmetic, Cpu, InstructionSet, Tensor};
 
 /// Every instruction set of this processor.
 pub fn all_dispatches() -> Vec<(InstructionSet, Dispatch)> {
@@ -19,17 +19,31 @@ pub fn all_dispatches() -> Vec<(InstructionSet, Dispatch)> {
 /// A CPU for every instruction set and for 1, 2 and 4 threads; the first is the plainest.
 pub fn all_cpus() -> &'static [Cpu] {
     static CPUS: OnceLock<Vec<Cpu>> = OnceLock::new();
-    CPUS.get_or_init(|| {
-        let sets = InstructionSet::available();
-        sets.into_iter()
-            .flat_map(|set| [1, 2, 4].map(|n| Cpu::with_instruction_set(n, set).unwrap()))
-            .collect()
-    })
+    CPUS.get_or_init(|| cpus_with(Arithmetic::Fast))
+}
+
+/// [`all_cpus`] with exact arithmetic.
+pub fn exact_cpus() -> &'static [Cpu] {
+    static CPUS: OnceLock<Vec<Cpu>> = OnceLock::new();
+    CPUS.get_or_init(|| cpus_with(Arithmetic::Exact))
+}
+
+fn cpus_with(arithmetic: Arithmetic) -> Vec<Cpu> {
+    let cpu = |set, n| Cpu::with_instruction_set(n, set).unwrap().with_arithmetic(arithmetic);
+    InstructionSet::available()
+        .into_iter()
+        .flat_map(|set| [1, 2, 4].map(|threads| cpu(set, threads)))
+        .collect()
 }
 
 /// The best CPU with two threads.
 pub fn best_cpu() -> &'static Cpu {
     &all_cpus()[all_cpus().len() - 2]
+}
+
+/// [`best_cpu`] with exact arithmetic.
+pub fn best_exact_cpu() -> &'static Cpu {
+    &exact_cpus()[exact_cpus().len() - 2]
 }
 
 /// One of every weight format.
@@ -160,11 +174,12 @@ pub fn distance(a: f32, b: f32) -> u64 {
     ordered(a).abs_diff(ordered(b))
 }
 
-/// Panics with the first difference unless the bits are equal.
+/// Panics with the first difference unless the bits are equal. Whatever is not a
+/// number equals whatever is not a number.
 #[track_caller]
 pub fn assert_bits(what: &str, expected: &[f32], got: &[f32]) {
     assert_eq!(expected.len(), got.len(), "{what}: number of values");
-    let differs = |(e, g): (&f32, &f32)| e.to_bits() != g.to_bits();
+    let differs = |(e, g): (&f32, &f32)| e.to_bits() != g.to_bits() && !(e.is_nan() && g.is_nan());
     if let Some(i) = expected.iter().zip(got).position(differs) {
         let count = expected.iter().zip(got).filter(|&(e, g)| differs((e, g))).count();
         panic!(

@@ -1,4 +1,4 @@
-//! Model directories: look, pack, verify.
+//! Model directories: look, pack, verify, synthesise.
 
 use llama4rs_checkpoint as checkpoint;
 use llama4rs_checkpoint::{FormatRule, TensorReport};
@@ -84,11 +84,7 @@ pub(crate) fn pack<'py>(
         checkpoint::pack(source, destination, &options, progress)
     })?
     .map_err(|error| errors::checkpoint(py, error))?;
-    let dict = PyDict::new(py);
-    dict.set_item("tensors", tensor_list(py, &report.tensors)?)?;
-    dict.set_item("bytes", report.bytes)?;
-    dict.set_item("warnings", report.warnings)?;
-    Ok(dict)
+    pack_report(py, &report)
 }
 
 /// Checks every tensor's checksum of a packed directory.
@@ -105,5 +101,49 @@ pub(crate) fn verify<'py>(
     dict.set_item("tensors", report.tensors)?;
     dict.set_item("files", report.files)?;
     dict.set_item("bytes", report.bytes)?;
+    Ok(dict)
+}
+
+/// Writes a random model in packed form, for measurements.
+#[pyfunction]
+#[pyo3(signature = (destination, *, shape, weights = "int4", policy = None, seed = 0, threads = None, force = false, progress = None))]
+pub(crate) fn synth<'py>(
+    py: Python<'py>,
+    destination: &str,
+    shape: &str,
+    weights: &str,
+    policy: Option<Vec<(String, String)>>,
+    seed: u64,
+    threads: Option<usize>,
+    force: bool,
+    progress: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let shape: checkpoint::SynthShape = shape
+        .parse()
+        .map_err(|error: checkpoint::Error| PyValueError::new_err(error.to_string()))?;
+    let options = checkpoint::SynthOptions {
+        weights: parse_format(weights)?,
+        rules: parse_rules(policy)?,
+        seed,
+        force,
+        threads,
+        ..Default::default()
+    };
+    let report = progress::run(py, progress, |progress| {
+        checkpoint::synth(destination, shape, &options, progress)
+    })?
+    .map_err(|error| errors::checkpoint(py, error))?;
+    pack_report(py, &report)
+}
+
+/// What writing a packed directory reports.
+fn pack_report<'py>(
+    py: Python<'py>,
+    report: &checkpoint::PackReport,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("tensors", tensor_list(py, &report.tensors)?)?;
+    dict.set_item("bytes", report.bytes)?;
+    dict.set_item("warnings", &report.warnings)?;
     Ok(dict)
 }

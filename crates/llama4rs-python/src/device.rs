@@ -1,9 +1,12 @@
-//! The one choice of backend.
+//! The one choice of backend, and the limits of its machine.
 
 use llama4rs_cpu::{Cpu, InstructionSet};
 use llama4rs_engine::Engine;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+use crate::guard::detached;
 
 /// The engine behind `device="cpu"`.
 pub(crate) type CpuEngine = Engine<Cpu>;
@@ -19,4 +22,29 @@ pub(crate) fn cpu_features(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     dict.set_item("threads", threads)?;
     Ok(dict)
+}
+
+/// Bytes per second that `threads` threads read from memory, once per round.
+#[pyfunction]
+#[pyo3(signature = (bytes, threads, rounds = 5))]
+pub(crate) fn read_bandwidth(
+    py: Python<'_>,
+    bytes: usize,
+    threads: usize,
+    rounds: usize,
+) -> PyResult<Vec<f64>> {
+    detached(py, || llama4rs_cpu::read_bandwidth(bytes, threads, rounds))?
+        .map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
+/// Single-precision operations per second that `threads` threads reach, once per round.
+#[pyfunction]
+#[pyo3(signature = (threads, rounds = 5))]
+pub(crate) fn multiply_add_peak(
+    py: Python<'_>,
+    threads: usize,
+    rounds: usize,
+) -> PyResult<Vec<f64>> {
+    detached(py, || llama4rs_cpu::multiply_add_peak(threads, rounds))?
+        .map_err(|error| PyValueError::new_err(error.to_string()))
 }

@@ -12,9 +12,9 @@ use numpy::{
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyDict;
 
-use crate::checkpoint::{parse_format, parse_rules};
+use crate::checkpoint::{parse_format, parse_rules, tensor_list};
 use crate::device::CpuEngine;
 use crate::errors;
 use crate::guard::{detached, Signals};
@@ -192,7 +192,7 @@ impl Engine {
         dict.set_item("parameters", total as u64)?;
         dict.set_item("active_parameters", (total - experts + experts * share) as u64)?;
         dict.set_item("weight_bytes", self.tensors.iter().map(|t| t.bytes).sum::<u64>())?;
-        dict.set_item("tensors", groups(py, &self.tensors)?)?;
+        dict.set_item("tensors", tensor_list(py, &self.tensors)?)?;
         let kv_dtype = self.engine.settings().kv_dtype;
         let per_layer = 2 * config.num_kv_heads * config.head_dim * kv_dtype.bytes();
         dict.set_item("kv_cache", if kv_dtype == KvDtype::F32 { "f32" } else { "bf16" })?;
@@ -318,52 +318,4 @@ impl Engine {
             .map_err(|error| errors::engine(py, error))?;
         Ok(Request { engine: self.engine.clone(), request })
     }
-}
-
-/// Tensors of the same role and format, over all layers.
-fn groups<'py>(py: Python<'py>, tensors: &[TensorReport]) -> PyResult<Bound<'py, PyList>> {
-    struct Group {
-        name: String,
-        format: Option<WeightFormat>,
-        tensors: usize,
-        bytes: u64,
-        squared_error: Option<f64>,
-        numbers: f64,
-    }
-    let mut groups: Vec<Group> = Vec::new();
-    for tensor in tensors {
-        let role =
-            |part: &str| if part.parse::<usize>().is_ok() { "*".into() } else { part.to_owned() };
-        let name = tensor.name.split('.').map(role).collect::<Vec<_>>().join(".");
-        let numbers = tensor.shape.iter().product::<usize>() as f64;
-        let squared = tensor.relative_error.map(|error| error * error * numbers);
-        match groups.iter_mut().find(|g| g.name == name && g.format == tensor.format) {
-            Some(group) => {
-                group.tensors += 1;
-                group.bytes += tensor.bytes;
-                group.numbers += numbers;
-                group.squared_error = group.squared_error.zip(squared).map(|(a, b)| a + b);
-            }
-            None => groups.push(Group {
-                name,
-                format: tensor.format,
-                tensors: 1,
-                bytes: tensor.bytes,
-                squared_error: squared,
-                numbers,
-            }),
-        }
-    }
-    let list = PyList::empty(py);
-    for group in groups {
-        let dict = PyDict::new(py);
-        dict.set_item("group", group.name)?;
-        dict.set_item("format", group.format.map_or("f32".to_owned(), |f| f.to_string()))?;
-        dict.set_item("tensors", group.tensors)?;
-        dict.set_item("bytes", group.bytes)?;
-        let error = group.squared_error.map(|squared| (squared / group.numbers.max(1.0)).sqrt());
-        dict.set_item("relative_error", error)?;
-        list.append(dict)?;
-    }
-    Ok(list)
 }

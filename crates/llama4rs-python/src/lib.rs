@@ -9,6 +9,7 @@ mod device;
 mod engine;
 mod errors;
 mod guard;
+mod plan;
 mod progress;
 mod request;
 
@@ -16,11 +17,13 @@ mod request;
 #[pyo3::pymodule(gil_used = true)]
 mod _llama4rs {
     #[pymodule_export]
-    use super::checkpoint::{open_info, pack, verify};
+    use super::checkpoint::{open_info, pack, synth, verify};
     #[pymodule_export]
-    use super::device::cpu_features;
+    use super::device::{cpu_features, multiply_add_peak, read_bandwidth};
     #[pymodule_export]
     use super::engine::Engine;
+    #[pymodule_export]
+    use super::plan::{plan_sizes, plan_tensors};
     #[pymodule_export]
     use super::request::{Event, Request};
 

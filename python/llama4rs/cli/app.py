@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import chat, demo, generate, models
+from . import chat, demo, generate, models, synth
 
 __all__ = ["app"]
 
@@ -48,3 +48,4 @@ app.command("pack")(models.pack)
 app.command("info")(models.info)
 app.command("verify")(models.verify)
 app.command("demo")(demo.demo)
+app.command("synth")(synth.synth)

@@ -21,24 +21,26 @@ use std::ops::Range;
 use llama4rs_tensor::{ExpertWeights, PackedMatrix, Result};
 
 use super::matmul::{
-    multiply, multiply_tiles, panels_at_once, PackedRows, Panels, SharedRows, MAX_OUTPUTS,
+    add_tiles, multiply, Form, Inputs, MatmulTask, PackedRows, Panels, SharedRows, Tile, MAX_GROUP,
+    MAX_OUTPUTS,
 };
 use super::route::Routing;
 use super::swiglu::swiglu_lanes;
 use crate::parallel::{Shared, Threads};
-use crate::simd::{Dispatch, Kernel, Simd, LANES};
-use crate::{tensor, Tensor};
+use crate::simd::{Dispatch, IntegerKernel, Integers, Simd, LANES};
+use crate::{Arithmetic, Tensor};
 
 /// Working memory of [`experts`].
 #[derive(Default)]
 pub struct ExpertScratch {
     /// Scaled inputs.
-    inputs: PackedRows,
+    inputs: Inputs,
     /// `silu(gate) * up`.
     hidden: PackedRows,
     /// Outputs of `down`, sorted by expert.
-    outputs: Vec<f32>,
+    outputs: Tensor,
     active: Vec<ActiveExpert>,
+    tiles: Vec<Tile>,
     /// Where each expert's rows start in the sorted order.
     starts: Vec<usize>,
     /// Sorted place -> routed pair (`row * top_k + rank`).
@@ -51,13 +53,12 @@ pub struct ExpertScratch {
 #[derive(Clone)]
 struct ActiveExpert {
     expert: usize,
-    /// Its sorted places, then its tiles.
     tiles: Range<usize>,
 }
 
 /// Adds the routed experts of every row of `x` to `out`; the shapes fit.
 pub fn experts(
-    dispatch: Dispatch,
+    (dispatch, arithmetic): (Dispatch, Arithmetic),
     threads: &Threads,
     scratch: &mut ExpertScratch,
     x: &Tensor,
@@ -66,48 +67,43 @@ pub fn experts(
     out: &mut Tensor,
 ) -> Result<()> {
     let ExpertWeights { gate, up, down } = weights;
-    scratch.sort(routing);
-    scratch.plan(routing, x.cols(), gate.rows(), dispatch.tile_rows())?;
-    tensor::resize(&mut scratch.outputs, routing.experts.len() * down.rows(), "expert outputs")?;
-    let ExpertScratch { inputs, hidden, outputs, active, pairs, places, .. } = scratch;
+    scratch.sort(routing, dispatch.tile_rows());
+    let ExpertScratch { inputs, hidden, outputs, active, tiles, pairs, places, .. } = scratch;
+    let count = routing.experts.len();
+    inputs.start(arithmetic, &[gate, up], count, x.cols())?;
+    hidden.start(Form::of(down.format(), arithmetic), count, gate.rows())?;
+    outputs.resize(count, down.rows())?;
 
     let pair = |place: usize| pairs[place] as usize;
-    inputs.fill(threads, |p| x.row(pair(p) / routing.top_k), |p| routing.weights[pair(p)]);
+    let row = |place| x.row(pair(place) / routing.top_k);
+    inputs.fill(dispatch, threads, tiles, row, |place| routing.weights[pair(place)]);
 
     let wanted = (threads.count() * 4).div_ceil(active.len().max(1));
     let wanted = if threads.count() == 1 { 1 } else { wanted };
-    let shared = hidden.shared();
-    shared.zero_padding();
-    let panels_per_task = Panels::of(gate, 0).per_task(wanted).div_ceil(2);
+    let step = panels_of_a_group(hidden.form());
+    let panels_per_task = Panels::of(gate, 0).per_task(wanted).div_ceil(2).next_multiple_of(step);
     let parts = Panels::of(gate, 0).count().div_ceil(panels_per_task);
+    let (gate_rows, up_rows) = (inputs.rows_for(gate, arithmetic), inputs.rows_for(up, arithmetic));
+    let shared = hidden.shared();
     threads.for_each(active.len() * parts, |task| {
-        let ActiveExpert { expert, tiles } = &active[task / parts];
-        let gate = Panels::of(gate, *expert);
+        let ActiveExpert { expert, tiles: range } = &active[task / parts];
+        let (gate, up) = (Panels::of(gate, *expert), Panels::of(up, *expert));
         let start = task % parts * panels_per_task;
-        dispatch.run(GateUp {
-            gate,
-            up: Panels::of(up, *expert),
-            panels: start..gate.count().min(start + panels_per_task),
-            inputs,
-            tiles: tiles.clone(),
-            hidden: &shared,
-        });
+        let panels = start..gate.count().min(start + panels_per_task);
+        let (tiles, hidden) = (&tiles[range.clone()], shared);
+        dispatch.run_integers(GateUp { gate, up, gate_rows, up_rows, panels, tiles, hidden });
     });
 
     let panels_per_task = Panels::of(down, 0).per_task(wanted);
     let parts = Panels::of(down, 0).count().div_ceil(panels_per_task);
-    let shared = Shared::new(outputs.as_mut_slice());
+    let shared = Shared::new(outputs.values_mut());
     threads.for_each(active.len() * parts, |task| {
-        let ActiveExpert { expert, tiles } = &active[task / parts];
-        let down = Panels::of(down, *expert);
+        let ActiveExpert { expert, tiles: range } = &active[task / parts];
+        let matrix = Panels::of(down, *expert);
         let start = task % parts * panels_per_task;
-        dispatch.run(Down {
-            down,
-            panels: start..down.count().min(start + panels_per_task),
-            hidden,
-            tiles: tiles.clone(),
-            outputs: shared,
-        });
+        let panels = start..matrix.count().min(start + panels_per_task);
+        let (tiles, rows) = (&tiles[range.clone()], &*hidden);
+        dispatch.run_integers(MatmulTask { matrix, panels, rows, tiles, out: shared });
     });
 
     let cols = down.rows();
@@ -117,7 +113,7 @@ pub fn experts(
             // SAFETY: every row is one task's.
             let out = unsafe { shared.part(row * cols..(row + 1) * cols) };
             for &place in &places[row * routing.top_k..(row + 1) * routing.top_k] {
-                let y = &outputs[place as usize * cols..][..cols];
+                let y = outputs.row(place as usize);
                 out.iter_mut().zip(y).for_each(|(out, y)| *out += y);
             }
         }
@@ -126,19 +122,22 @@ pub fn experts(
 }
 
 impl ExpertScratch {
-    /// Counting sort of the routed pairs by expert; rows keep their order.
-    fn sort(&mut self, routing: &Routing) {
+    /// Counting sort of the routed pairs by expert; rows keep their order. Then
+    /// the rows of every expert become tiles.
+    fn sort(&mut self, routing: &Routing, tile_rows: usize) {
         self.starts.clear();
         self.starts.resize(routing.num_experts + 1, 0);
         for &expert in &routing.experts {
             self.starts[expert as usize + 1] += 1;
         }
         self.active.clear();
+        self.tiles.clear();
         for expert in 0..routing.num_experts {
-            self.starts[expert + 1] += self.starts[expert];
-            let rows = self.starts[expert]..self.starts[expert + 1];
-            if !rows.is_empty() {
-                self.active.push(ActiveExpert { expert, tiles: rows });
+            let (start, count) = (self.starts[expert], self.starts[expert + 1]);
+            self.starts[expert + 1] += start;
+            if count > 0 {
+                let tiles = add_tiles(&mut self.tiles, start, count, tile_rows);
+                self.active.push(ActiveExpert { expert, tiles });
             }
         }
         self.pairs.clear();
@@ -151,25 +150,14 @@ impl ExpertScratch {
             *place += 1;
         }
     }
+}
 
-    /// Turns the rows of each active expert into tiles.
-    fn plan(
-        &mut self,
-        routing: &Routing,
-        cols: usize,
-        intermediate: usize,
-        tile_rows: usize,
-    ) -> Result<()> {
-        debug_assert_eq!(self.pairs.len(), routing.experts.len());
-        self.inputs.start(cols);
-        self.hidden.start(intermediate);
-        for active in &mut self.active {
-            let rows = active.tiles.len();
-            active.tiles = self.inputs.plan(rows, tile_rows);
-            self.hidden.plan(rows, tile_rows);
-        }
-        self.inputs.allocate()?;
-        self.hidden.allocate()
+/// Panels of `gate` and `up` to do at once: their outputs are what `down` reads,
+/// where the inputs of a group become codes together.
+fn panels_of_a_group(form: Form) -> usize {
+    match form {
+        Form::Floats => 4,
+        Form::Codes { group, .. } => group / LANES,
     }
 }
 
@@ -177,39 +165,35 @@ impl ExpertScratch {
 struct GateUp<'a> {
     gate: Panels<'a>,
     up: Panels<'a>,
+    gate_rows: &'a PackedRows,
+    up_rows: &'a PackedRows,
     panels: Range<usize>,
-    inputs: &'a PackedRows,
-    tiles: Range<usize>,
-    hidden: &'a SharedRows<'a>,
+    tiles: &'a [Tile],
+    hidden: SharedRows<'a>,
 }
 
-impl Kernel for GateUp<'_> {
-    type Output = ();
-
+impl IntegerKernel for GateUp<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { gate, up, panels, inputs, tiles, hidden } = self;
+    fn run<I: Integers>(self, integers: I) {
+        let Self { gate, up, gate_rows, up_rows, panels, tiles, hidden } = self;
         let (mut gates, mut ups) = ([0.0; MAX_OUTPUTS], [0.0; MAX_OUTPUTS]);
-        for tile in tiles {
-            let (tile, target) = (&inputs.tiles()[tile], &hidden.tiles[tile]);
-            let step = panels_at_once::<S>(tile.rows);
+        let step = panels_of_a_group(hidden.form());
+        for &tile in tiles {
             for start in panels.clone().step_by(step) {
                 let step = start..panels.end.min(start + step);
-                let x = inputs.values(tile);
-                multiply(simd, &gate, step.clone(), x, tile.rows, &mut gates);
-                multiply(simd, &up, step.clone(), x, tile.rows, &mut ups);
+                multiply(integers, &gate, step.clone(), gate_rows, tile, &mut gates);
+                multiply(integers, &up, step.clone(), up_rows, tile, &mut ups);
                 let size = tile.rows * LANES;
-                for (i, panel) in step.enumerate() {
-                    let values = &mut gates[i * size..][..size];
-                    activate(simd, values, &ups[i * size..][..size]);
-                    let outputs = gate.outputs(panel);
-                    // SAFETY: no other task has this panel and this tile.
-                    let target = unsafe { hidden.inputs(target, outputs) };
-                    for (lane, column) in target.chunks_exact_mut(tile.rows).enumerate() {
-                        for r in 0..tile.rows {
-                            column[r] = values[r * LANES + lane];
-                        }
+                activate(integers.simd(), &mut gates[..step.len() * size], &ups);
+                let (from, end) = (start * LANES, gate.rows.min(step.end * LANES));
+                for r in 0..tile.rows {
+                    let mut x = [0.0; MAX_GROUP];
+                    for (x, gates) in x.chunks_exact_mut(LANES).zip(gates.chunks_exact(size)) {
+                        x.copy_from_slice(&gates[r * LANES..][..LANES]);
                     }
+                    x[end - from..].fill(0.0);
+                    // SAFETY: no other task has these panels and this tile.
+                    unsafe { hidden.write(tile, r, from, end - from, &x) };
                 }
             }
         }
@@ -228,26 +212,6 @@ fn activate<S: Simd>(simd: S, gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `down hidden` for some panels of one expert.
-struct Down<'a> {
-    down: Panels<'a>,
-    panels: Range<usize>,
-    hidden: &'a PackedRows,
-    tiles: Range<usize>,
-    outputs: Shared<'a, f32>,
-}
-
-impl Kernel for Down<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { down, panels, hidden, tiles, outputs } = self;
-        // SAFETY: no other task has one of these panels and one of these tiles.
-        unsafe { multiply_tiles(simd, &down, panels, hidden, &hidden.tiles()[tiles], outputs) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use llama4rs_tensor::{Backend, WeightFormat};
@@ -256,7 +220,7 @@ mod tests {
     use super::*;
     use crate::kernels::exp::reference::exp;
     use crate::kernels::matmul::reference::matmul_row;
-    use crate::test_support::{all_cpus, any_format, assert_bits, best_cpu, Random};
+    use crate::test_support::{all_cpus, any_format, assert_bits, best_cpu, exact_cpus, Random};
     use crate::Cpu;
 
     fn reference(
@@ -264,6 +228,7 @@ mod tests {
         routing: &Routing,
         [gate, up, down]: [&PackedMatrix; 3],
         out: &Tensor,
+        arithmetic: Arithmetic,
     ) -> Vec<f32> {
         let mut result = out.values().to_vec();
         for (row, out) in result.chunks_exact_mut(x.cols()).enumerate() {
@@ -271,12 +236,12 @@ mod tests {
                 let pair = row * routing.top_k + rank;
                 let expert = routing.experts[pair] as usize;
                 let x: Vec<f32> = x.row(row).iter().map(|x| x * routing.weights[pair]).collect();
-                let mut hidden = matmul_row(&x, &Panels::of(gate, expert));
-                let up = matmul_row(&x, &Panels::of(up, expert));
+                let mut hidden = matmul_row(&x, &Panels::of(gate, expert), arithmetic);
+                let up = matmul_row(&x, &Panels::of(up, expert), arithmetic);
                 for (gate, up) in hidden.iter_mut().zip(up) {
                     *gate = *gate / (1.0 + exp(-*gate)) * up;
                 }
-                let y = matmul_row(&hidden, &Panels::of(down, expert));
+                let y = matmul_row(&hidden, &Panels::of(down, expert), arithmetic);
                 out.iter_mut().zip(y).for_each(|(out, y)| *out += y);
             }
         }
@@ -318,10 +283,12 @@ mod tests {
             let before = random.tensor(rows, hidden);
             let logits = random.tensor(rows, num_experts);
             let routing = best_cpu().route(&logits, top_k).unwrap();
-            let expected = reference(&x, &routing, weights, &before);
-            for cpu in all_cpus() {
-                let got = run(cpu, &x, &routing, weights, &before);
-                assert_bits(&cpu.description(), &expected, &got);
+            for cpus in [all_cpus(), exact_cpus()] {
+                let expected = reference(&x, &routing, weights, &before, cpus[0].arithmetic());
+                for cpu in cpus {
+                    let got = run(cpu, &x, &routing, weights, &before);
+                    assert_bits(&cpu.description(), &expected, &got);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@
 //! A value of a [`Simd`] type is a *token*: it exists only where the
 //! processor has the instructions, which is what makes its methods safe to call.
 
+mod integers;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -15,11 +16,17 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+pub use integers::{IntegerKernel, Integers, Words};
+
 use crate::InstructionSet;
 use scalar::Scalar;
 
 #[cfg(target_arch = "x86_64")]
-use {avx2::Avx2, avx512::Avx512};
+use {
+    avx2::Avx2,
+    avx512::Avx512,
+    integers::{Avx2Vnni, Avx512Vnni},
+};
 
 /// Lanes of a vector: the rows of a weight panel.
 pub const LANES: usize = llama4rs_tensor::format::PANEL_ROWS;
@@ -127,9 +134,15 @@ pub enum Dispatch {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// AVX2, FMA and AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx2Vnni(Avx2Vnni),
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
 }
 
 impl Dispatch {
@@ -140,7 +153,11 @@ impl Dispatch {
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => Avx2::detect().map(Dispatch::Avx2),
             #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2Vnni => Avx2Vnni::detect().map(Dispatch::Avx2Vnni),
+            #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => Avx512::detect().map(Dispatch::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Vnni => Avx512Vnni::detect().map(Dispatch::Avx512Vnni),
             #[cfg(not(target_arch = "x86_64"))]
             _ => None,
         }
@@ -154,7 +171,27 @@ impl Dispatch {
             #[cfg(target_arch = "x86_64")]
             Dispatch::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx2Vnni(integers) => integers.simd().run(kernel),
+            #[cfg(target_arch = "x86_64")]
             Dispatch::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx512Vnni(integers) => integers.simd().run(kernel),
+        }
+    }
+
+    /// Runs a kernel of integers with the chosen instructions.
+    #[inline]
+    pub fn run_integers<K: IntegerKernel>(self, kernel: K) {
+        match self {
+            Dispatch::Scalar(integers) => integers.run_integers(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx2(integers) => integers.run_integers(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx2Vnni(integers) => integers.run_integers(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx512(integers) => integers.run_integers(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx512Vnni(integers) => integers.run_integers(kernel),
         }
     }
 
@@ -163,9 +200,9 @@ impl Dispatch {
         match self {
             Dispatch::Scalar(_) => Scalar::TILE_ROWS,
             #[cfg(target_arch = "x86_64")]
-            Dispatch::Avx2(_) => Avx2::TILE_ROWS,
+            Dispatch::Avx2(_) | Dispatch::Avx2Vnni(_) => Avx2::TILE_ROWS,
             #[cfg(target_arch = "x86_64")]
-            Dispatch::Avx512(_) => Avx512::TILE_ROWS,
+            Dispatch::Avx512(_) | Dispatch::Avx512Vnni(_) => Avx512::TILE_ROWS,
         }
     }
 }

@@ -30,29 +30,98 @@
 //! weights is unpacked once per tile.
 
 mod codes;
+mod integer_tile;
 mod packed_rows;
 mod panels;
+mod quantise;
 #[cfg(test)]
 pub mod reference;
+mod shapes;
 mod tile;
+mod tiles;
 
 use std::ops::Range;
 
-use llama4rs_tensor::{PackedMatrix, Result};
+use llama4rs_tensor::{PackedMatrix, Result, WeightFormat};
 
-pub use packed_rows::{PackedRows, SharedRows, Tile};
+use codes::{Bf16, Int4, Int8, F32};
+use integer_tile::{multiply_integers, Bytes, Nibbles};
+pub use packed_rows::{Form, PackedRows, SharedRows};
 pub use panels::Panels;
-pub use tile::{multiply, panels_at_once, MAX_OUTPUTS};
+pub use quantise::MAX_GROUP;
+use tile::multiply_floats;
+pub use tile::MAX_OUTPUTS;
+pub use tiles::{add_tiles, Tile};
 
 use crate::parallel::{Shared, Threads};
-use crate::simd::{Dispatch, Kernel, Simd, LANES};
-use crate::Tensor;
+use crate::simd::{Dispatch, IntegerKernel, Integers, LANES};
+use crate::{Arithmetic, Tensor};
+
+/// Working memory of [`matmul`].
+#[derive(Default)]
+pub struct MatmulScratch {
+    tiles: Vec<Tile>,
+    inputs: Inputs,
+}
+
+/// Rows of activations in every form that some matrices need.
+#[derive(Default)]
+pub struct Inputs {
+    rows: Vec<PackedRows>,
+    /// How many of `rows` are in use.
+    forms: usize,
+}
+
+impl Inputs {
+    /// Makes room for `rows` rows of `cols` inputs in the form for each of `matrices`.
+    pub fn start(
+        &mut self,
+        arithmetic: Arithmetic,
+        matrices: &[&PackedMatrix],
+        rows: usize,
+        cols: usize,
+    ) -> Result<()> {
+        self.forms = 0;
+        for matrix in matrices {
+            let form = Form::of(matrix.format(), arithmetic);
+            if self.rows[..self.forms].iter().all(|rows| rows.form() != form) {
+                if self.forms == self.rows.len() {
+                    self.rows.push(PackedRows::default());
+                }
+                self.rows[self.forms].start(form, rows, cols)?;
+                self.forms += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the rows of `tiles` in every form: see [`PackedRows::fill`].
+    pub fn fill<'x>(
+        &mut self,
+        dispatch: Dispatch,
+        threads: &Threads,
+        tiles: &[Tile],
+        row: impl Fn(usize) -> &'x [f32] + Sync,
+        scale: impl Fn(usize) -> f32 + Sync,
+    ) {
+        for rows in &mut self.rows[..self.forms] {
+            rows.fill(dispatch, threads, tiles, &row, &scale);
+        }
+    }
+
+    /// The rows in the form for `matrix`, which `start` was told of.
+    pub fn rows_for(&self, matrix: &PackedMatrix, arithmetic: Arithmetic) -> &PackedRows {
+        let form = Form::of(matrix.format(), arithmetic);
+        let rows = self.rows[..self.forms].iter().find(|rows| rows.form() == form);
+        rows.expect("a form that was asked for")
+    }
+}
 
 /// `outs[i] = x · weights[i]ᵀ`; the shapes fit.
 pub fn matmul(
-    dispatch: Dispatch,
+    (dispatch, arithmetic): (Dispatch, Arithmetic),
     threads: &Threads,
-    scratch: &mut PackedRows,
+    scratch: &mut MatmulScratch,
     x: &Tensor,
     weights: &[&PackedMatrix],
     outs: &mut [&mut Tensor],
@@ -60,21 +129,24 @@ pub fn matmul(
     for (weights, out) in weights.iter().zip(outs.iter_mut()) {
         out.resize(x.rows(), weights.rows())?;
     }
-    scratch.start(x.cols());
-    scratch.plan(x.rows(), dispatch.tile_rows());
-    scratch.allocate()?;
-    scratch.fill(threads, |r| x.row(r), |_| 1.0);
-    let rows = &*scratch;
+    let MatmulScratch { tiles, inputs } = scratch;
+    tiles.clear();
+    add_tiles(tiles, 0, x.rows(), dispatch.tile_rows());
+    inputs.start(arithmetic, weights, x.rows(), x.cols())?;
+    inputs.fill(dispatch, threads, tiles, |r| x.row(r), |_| 1.0);
 
     let jobs: Vec<Job> = weights
         .iter()
         .zip(outs.iter_mut())
-        .map(|(weights, out)| Job::new(Panels::of(weights, 0), rows, out, threads.count()))
+        .map(|(weights, out)| {
+            let rows = inputs.rows_for(weights, arithmetic);
+            Job::new(Panels::of(weights, 0), rows, tiles, out, threads.count())
+        })
         .collect();
     threads.for_each(jobs.iter().map(Job::tasks).sum(), |mut task| {
         for job in &jobs {
             if task < job.tasks() {
-                return dispatch.run(job.task(task));
+                return dispatch.run_integers(job.task(task));
             }
             task -= job.tasks();
         }
@@ -86,23 +158,31 @@ pub fn matmul(
 struct Job<'a> {
     matrix: Panels<'a>,
     rows: &'a PackedRows,
+    tiles: &'a [Tile],
     out: Shared<'a, f32>,
     panels_per_task: usize,
     tiles_per_task: usize,
 }
 
 impl<'a> Job<'a> {
-    fn new(matrix: Panels<'a>, rows: &'a PackedRows, out: &'a mut Tensor, threads: usize) -> Self {
+    fn new(
+        matrix: Panels<'a>,
+        rows: &'a PackedRows,
+        tiles: &'a [Tile],
+        out: &'a mut Tensor,
+        threads: usize,
+    ) -> Self {
         let wanted = if threads == 1 { 1 } else { threads * 4 };
         let panels_per_task = matrix.per_task(wanted);
         let panel_parts = matrix.count().div_ceil(panels_per_task);
         let tile_parts = wanted.div_ceil(panel_parts);
-        let tiles_per_task = rows.tiles().len().div_ceil(tile_parts).max(1);
-        Self { matrix, rows, out: Shared::new(out.values_mut()), panels_per_task, tiles_per_task }
+        let tiles_per_task = tiles.len().div_ceil(tile_parts).max(1);
+        let out = Shared::new(out.values_mut());
+        Self { matrix, rows, tiles, out, panels_per_task, tiles_per_task }
     }
 
     fn tile_parts(&self) -> usize {
-        self.rows.tiles().len().div_ceil(self.tiles_per_task)
+        self.tiles.len().div_ceil(self.tiles_per_task)
     }
 
     fn tasks(&self) -> usize {
@@ -117,59 +197,72 @@ impl<'a> Job<'a> {
             matrix: self.matrix,
             panels: panels.start..panels.end.min(self.matrix.count()),
             rows: self.rows,
-            tiles: &self.rows.tiles()[tiles.start..tiles.end.min(self.rows.tiles().len())],
+            tiles: &self.tiles[tiles.start..tiles.end.min(self.tiles.len())],
             out: self.out,
         }
     }
 }
 
-struct MatmulTask<'a> {
-    matrix: Panels<'a>,
-    panels: Range<usize>,
-    rows: &'a PackedRows,
-    tiles: &'a [Tile],
-    out: Shared<'a, f32>,
+/// Some panels times some tiles, into `out` `[rows, matrix.rows]`. No other task
+/// has one of these panels and one of these tiles.
+pub struct MatmulTask<'a> {
+    pub matrix: Panels<'a>,
+    pub panels: Range<usize>,
+    pub rows: &'a PackedRows,
+    pub tiles: &'a [Tile],
+    pub out: Shared<'a, f32>,
 }
 
-impl Kernel for MatmulTask<'_> {
-    type Output = ();
-
+impl IntegerKernel for MatmulTask<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<I: Integers>(self, integers: I) {
+        /// Panels whose products are written together.
+        const STEP: usize = 4;
         let Self { matrix, panels, rows, tiles, out } = self;
-        // SAFETY: no other task has one of these panels and one of these tiles.
-        unsafe { multiply_tiles(simd, &matrix, panels, rows, tiles, out) };
+        let mut buffer = [0.0; MAX_OUTPUTS];
+        for &tile in tiles {
+            for start in panels.clone().step_by(STEP) {
+                let step = start..panels.end.min(start + STEP);
+                multiply(integers, &matrix, step.clone(), rows, tile, &mut buffer);
+                for (panel, values) in step.zip(buffer.chunks_exact(tile.rows * LANES)) {
+                    let outputs = matrix.outputs(panel);
+                    for (r, values) in values.chunks_exact(LANES).enumerate() {
+                        let row = (tile.first + r) * matrix.rows;
+                        // SAFETY: no other task has this panel and this tile.
+                        unsafe { out.part(row + outputs.start..row + outputs.end) }
+                            .copy_from_slice(&values[..outputs.len()]);
+                    }
+                }
+            }
+        }
     }
 }
 
-/// Some panels times some tiles, into `out` `[rows, matrix.rows]`.
-///
-/// # Safety
-/// Nothing else reaches the outputs of these panels in the rows of these tiles.
-#[inline(always)]
-pub unsafe fn multiply_tiles<S: Simd>(
-    simd: S,
+/// `out[panel][row][lane] = rows[tile][row] · matrix[panel, lane]` for at most
+/// `tile::MAX_PANELS` panels. Call it inside of a kernel.
+pub fn multiply<I: Integers>(
+    integers: I,
     matrix: &Panels,
     panels: Range<usize>,
     rows: &PackedRows,
-    tiles: &[Tile],
-    out: Shared<'_, f32>,
+    tile: Tile,
+    out: &mut [f32; MAX_OUTPUTS],
 ) {
-    let mut buffer = [0.0; MAX_OUTPUTS];
-    for tile in tiles {
-        let step = panels_at_once::<S>(tile.rows);
-        for start in panels.clone().step_by(step) {
-            let step = start..panels.end.min(start + step);
-            multiply(simd, matrix, step.clone(), rows.values(tile), tile.rows, &mut buffer);
-            for (panel, values) in step.zip(buffer.chunks_exact(tile.rows * LANES)) {
-                let outputs = matrix.outputs(panel);
-                for (r, values) in values.chunks_exact(LANES).take(tile.live).enumerate() {
-                    let row = (tile.first + r) * matrix.rows;
-                    // SAFETY: the caller's promise.
-                    unsafe { out.part(row + outputs.start..row + outputs.end) }
-                        .copy_from_slice(&values[..outputs.len()]);
-                }
-            }
+    let (simd, x, n) = (integers.simd(), rows.tile(tile), tile.rows);
+    match (matrix.format, rows.form()) {
+        (WeightFormat::Int8 { .. }, Form::Codes { .. }) => {
+            multiply_integers::<I, Bytes>(integers, matrix, panels, x, n, out)
+        }
+        (WeightFormat::Int4 { .. }, Form::Codes { .. }) => {
+            multiply_integers::<I, Nibbles>(integers, matrix, panels, x, n, out)
+        }
+        (WeightFormat::F32, _) => multiply_floats::<_, F32>(simd, matrix, panels, x, n, out),
+        (WeightFormat::Bf16, _) => multiply_floats::<_, Bf16>(simd, matrix, panels, x, n, out),
+        (WeightFormat::Int8 { .. }, _) => {
+            multiply_floats::<_, Int8>(simd, matrix, panels, x, n, out)
+        }
+        (WeightFormat::Int4 { .. }, _) => {
+            multiply_floats::<_, Int4>(simd, matrix, panels, x, n, out)
         }
     }
 }
@@ -181,7 +274,8 @@ mod tests {
 
     use super::*;
     use crate::test_support::{
-        all_cpus, any_format, any_size, assert_bits, assert_close, best_cpu, Random, FORMATS,
+        all_cpus, any_format, any_size, assert_bits, assert_close, best_cpu, best_exact_cpu,
+        exact_cpus, Random, FORMATS,
     };
 
     fn run(cpu: &crate::Cpu, x: &Tensor, weights: &PackedMatrix) -> Tensor {
@@ -190,9 +284,9 @@ mod tests {
         out
     }
 
-    fn reference_rows(x: &Tensor, weights: &PackedMatrix) -> Vec<f32> {
+    fn reference_rows(x: &Tensor, weights: &PackedMatrix, arithmetic: Arithmetic) -> Vec<f32> {
         let panels = Panels::of(weights, 0);
-        (0..x.rows()).flat_map(|r| reference::matmul_row(x.row(r), &panels)).collect()
+        (0..x.rows()).flat_map(|r| reference::matmul_row(x.row(r), &panels, arithmetic)).collect()
     }
 
     fn exact_rows(x: &Tensor, weights: &PackedMatrix) -> Vec<f64> {
@@ -218,10 +312,14 @@ mod tests {
         ) {
             let mut random = Random(seed);
             let (x, weights) = (random.tensor(rows, cols), random.matrix(format, 1, outputs, cols));
-            let expected = reference_rows(&x, &weights);
-            assert_close("reference", &exact_rows(&x, &weights), &expected, 1e-5);
-            for cpu in all_cpus() {
-                assert_bits(&cpu.description(), &expected, run(cpu, &x, &weights).values());
+            for cpus in [all_cpus(), exact_cpus()] {
+                let expected = reference_rows(&x, &weights, cpus[0].arithmetic());
+                if cpus[0].arithmetic() == Arithmetic::Exact {
+                    assert_close("reference", &exact_rows(&x, &weights), &expected, 1e-5);
+                }
+                for cpu in cpus {
+                    assert_bits(&cpu.description(), &expected, run(cpu, &x, &weights).values());
+                }
             }
         }
     }
@@ -233,9 +331,12 @@ mod tests {
             for (outputs, cols) in [(80, 5120), (1000, 257)] {
                 let x = random.tensor(3, cols);
                 let weights = random.matrix(format, 1, outputs, cols);
-                let expected = reference_rows(&x, &weights);
+                let expected = reference_rows(&x, &weights, Arithmetic::Exact);
                 assert_close("reference", &exact_rows(&x, &weights), &expected, 1e-5);
-                assert_bits("best", &expected, run(best_cpu(), &x, &weights).values());
+                assert_bits("exact", &expected, run(best_exact_cpu(), &x, &weights).values());
+                let expected = reference_rows(&x, &weights, Arithmetic::Fast);
+                assert_close("fast", &exact_rows(&x, &weights), &expected, 0.02);
+                assert_bits("fast", &expected, run(best_cpu(), &x, &weights).values());
             }
         }
     }
@@ -246,7 +347,7 @@ mod tests {
         for format in FORMATS {
             let weights = random.matrix(format, 1, 77, 130);
             let x = random.tensor(53, 130);
-            let expected = reference_rows(&x, &weights);
+            let expected = reference_rows(&x, &weights, Arithmetic::Fast);
             for rows in 1..=x.rows() {
                 let part = Tensor::from_values(&x.values()[..rows * 130], 130).unwrap();
                 let got = run(best_cpu(), &part, &weights);
@@ -271,7 +372,8 @@ mod tests {
             )
             .unwrap();
             for (weights, out) in weights.iter().zip(&outs) {
-                assert_bits(&cpu.description(), &reference_rows(&x, weights), out.values());
+                let expected = reference_rows(&x, weights, Arithmetic::Fast);
+                assert_bits(&cpu.description(), &expected, out.values());
             }
         }
     }

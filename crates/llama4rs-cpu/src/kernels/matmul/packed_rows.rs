@@ -1,151 +1,209 @@
 //! Activations in the order in which a tile reads them.
-
-use std::ops::Range;
+//!
+//! A tile of `R` rows holds, for every input one after another, what its rows
+//! need there, together: as floats
+//!
+//! ```text
+//! [input][R]                                     zeros up to a whole group of any format
+//! ```
+//!
+//! and as codes, for products with integer weights whose code 0 is stored as `zero`,
+//!
+//! ```text
+//! [group] { start [R]   words [group / 4][R]   scale [R] }     zeros up to a whole group
+//! ```
+//!
+//! where a word is four codes and `start = -zero * (sum of the codes)` is what
+//! the dot product with the stored bytes begins with.
 
 use llama4rs_tensor::format::GROUP_SIZES;
-use llama4rs_tensor::Result;
+use llama4rs_tensor::{Result, WeightFormat};
 
+use super::quantise::{quantise, MAX_GROUP};
+use super::tiles::Tile;
 use crate::parallel::{Shared, Threads};
-use crate::tensor;
+use crate::simd::{Dispatch, Kernel, Simd};
+use crate::{tensor, Arithmetic};
 
-/// Rows that tiles exist for.
-const TILE_ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 10, 12];
-
-/// A block of rows whose product with a panel stays in registers.
+/// What activations are for a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
-    /// First row, counted over all rows packed.
-    pub first: usize,
-    /// Rows with values.
-    pub live: usize,
-    /// Rows stored: `live` and zero rows, one of the sizes that tiles exist for.
-    pub rows: usize,
-    /// Where the tile's floats start.
-    offset: usize,
+pub enum Form {
+    /// Single precision.
+    Floats,
+    /// 8-bit integers in groups.
+    Codes {
+        /// Inputs that share a scale.
+        group: usize,
+        /// How the weights store the code 0.
+        zero: i32,
+    },
 }
 
-/// Rows of activations, cut into tiles.
-///
-/// A tile of `R` rows holds `[input][R]`: what the rows need at one input lies
-/// together. Inputs are filled up with zeros to a whole group of any format.
-#[derive(Default)]
+impl Form {
+    /// What weights of `format` are multiplied by.
+    pub fn of(format: WeightFormat, arithmetic: Arithmetic) -> Self {
+        match (arithmetic, format) {
+            (Arithmetic::Fast, WeightFormat::Int8 { group }) => Form::Codes { group, zero: 128 },
+            (Arithmetic::Fast, WeightFormat::Int4 { group }) => Form::Codes { group, zero: 8 },
+            _ => Form::Floats,
+        }
+    }
+
+    /// Words of a row.
+    fn row_words(self, cols: usize) -> usize {
+        match self {
+            Form::Floats => cols.next_multiple_of(GROUP_SIZES[GROUP_SIZES.len() - 1]),
+            Form::Codes { group, .. } => cols.div_ceil(group) * group_words(group),
+        }
+    }
+}
+
+/// Words of a row and group.
+pub const fn group_words(group: usize) -> usize {
+    group / 4 + 2
+}
+
+/// Rows of activations in one form.
 pub struct PackedRows {
-    data: Vec<f32>,
-    tiles: Vec<Tile>,
+    form: Form,
     cols: usize,
-    depth: usize,
-    len: usize,
-    rows: usize,
+    words: Vec<u32>,
+}
+
+impl Default for PackedRows {
+    fn default() -> Self {
+        Self { form: Form::Floats, cols: 0, words: Vec::new() }
+    }
 }
 
 impl PackedRows {
-    /// Forgets all rows; the next ones have `cols` inputs.
-    pub fn start(&mut self, cols: usize) {
-        self.tiles.clear();
-        self.cols = cols;
-        self.depth = cols.next_multiple_of(GROUP_SIZES[GROUP_SIZES.len() - 1]);
-        (self.len, self.rows) = (0, 0);
+    /// Makes room for rows of `cols` inputs; the words are then anything.
+    pub fn start(&mut self, form: Form, rows: usize, cols: usize) -> Result<()> {
+        (self.form, self.cols) = (form, cols);
+        tensor::resize(&mut self.words, rows * form.row_words(cols), "packed activations")
     }
 
-    /// Plans tiles of at most `tile_rows` for `count` more rows; says which.
-    pub fn plan(&mut self, count: usize, tile_rows: usize) -> Range<usize> {
-        let start = self.tiles.len();
-        let parts = count.div_ceil(tile_rows);
-        for part in 0..parts {
-            let live = (part + 1) * count / parts - part * count / parts;
-            let rows = *TILE_ROWS.iter().find(|&&rows| rows >= live).expect("tile_rows <= 12");
-            self.tiles.push(Tile { first: self.rows, live, rows, offset: self.len });
-            self.rows += live;
-            self.len += rows * self.depth;
-        }
-        start..self.tiles.len()
+    /// What the rows are.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
-    /// Makes room for what was planned.
-    pub fn allocate(&mut self) -> Result<()> {
-        tensor::resize(&mut self.data, self.len, "packed activations")
-    }
-
-    /// The tiles.
-    pub fn tiles(&self) -> &[Tile] {
-        &self.tiles
-    }
-
-    /// The floats of a tile, `[depth][tile.rows]`.
+    /// The words of a tile.
     #[inline(always)]
-    pub fn values(&self, tile: &Tile) -> &[f32] {
-        &self.data[tile.offset..tile.offset + tile.rows * self.depth]
+    pub fn tile(&self, tile: Tile) -> &[u32] {
+        let words = self.form.row_words(self.cols);
+        &self.words[tile.first * words..][..tile.rows * words]
     }
 
-    /// All tiles, to be written by several tasks.
+    /// All rows, to be written by several tasks.
     pub fn shared(&mut self) -> SharedRows<'_> {
-        let (cols, depth) = (self.cols, self.depth);
-        SharedRows { tiles: &self.tiles, data: Shared::new(&mut self.data), cols, depth }
+        SharedRows { form: self.form, cols: self.cols, words: Shared::new(&mut self.words) }
     }
 
-    /// Fills every tile: row `r` is `scale(r) * row(r)`.
+    /// Fills the rows of `tiles`: row `r` becomes `scale(r) * row(r)`.
     pub fn fill<'x>(
         &mut self,
+        dispatch: Dispatch,
         threads: &Threads,
+        tiles: &[Tile],
         row: impl Fn(usize) -> &'x [f32] + Sync,
         scale: impl Fn(usize) -> f32 + Sync,
     ) {
-        let shared = self.shared();
-        threads.for_ranges(shared.tiles.len(), 2, |tiles| {
-            for tile in &shared.tiles[tiles] {
-                // SAFETY: tiles do not overlap, and each is filled once.
-                let values = unsafe { shared.tile(tile) };
+        let rows = self.shared();
+        threads.for_ranges(tiles.len(), 1, |range| {
+            for &tile in &tiles[range] {
                 for r in 0..tile.rows {
-                    if r < tile.live {
-                        let (row, scale) = (row(tile.first + r), scale(tile.first + r));
-                        for (column, &x) in values.chunks_exact_mut(tile.rows).zip(row) {
-                            column[r] = scale * x;
-                        }
-                    } else {
-                        values.chunks_exact_mut(tile.rows).for_each(|column| column[r] = 0.0);
-                    }
+                    let (x, scale) = (row(tile.first + r), scale(tile.first + r));
+                    dispatch.run(Fill { rows, tile, r, x, scale });
                 }
-                values[shared.cols * tile.rows..].fill(0.0);
             }
         });
     }
 }
 
-/// [`PackedRows`] whose tiles are being written.
+/// [`PackedRows`] that are being written.
+#[derive(Clone, Copy)]
 pub struct SharedRows<'a> {
-    /// The tiles.
-    pub tiles: &'a [Tile],
-    data: Shared<'a, f32>,
+    form: Form,
     cols: usize,
-    depth: usize,
+    words: Shared<'a, u32>,
 }
 
-impl<'a> SharedRows<'a> {
-    /// All floats of a tile.
-    ///
-    /// # Safety
-    /// While the result lives, nothing else of the tile is reached.
-    unsafe fn tile(&self, tile: &Tile) -> &'a mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { self.data.part(tile.offset..tile.offset + tile.rows * self.depth) }
+impl SharedRows<'_> {
+    /// What the rows are.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
-    /// The floats of some inputs of a tile, `[inputs][tile.rows]`.
+    /// Writes inputs `from .. from + len` of row `r` of a tile: the first `len`
+    /// of `x`, whose rest is zero. As codes they are one group. Call it inside of a kernel.
     ///
     /// # Safety
-    /// While the result lives, nothing else reaches these inputs of the tile.
+    /// Nothing else reaches these inputs of the row meanwhile.
     #[inline(always)]
-    pub unsafe fn inputs(&self, tile: &Tile, inputs: Range<usize>) -> &'a mut [f32] {
-        let at = |input: usize| tile.offset + input * tile.rows;
-        // SAFETY: the caller's promise.
-        unsafe { self.data.part(at(inputs.start)..at(inputs.end)) }
+    pub unsafe fn write(
+        &self,
+        tile: Tile,
+        r: usize,
+        from: usize,
+        len: usize,
+        x: &[f32; MAX_GROUP],
+    ) {
+        let row_words = self.form.row_words(self.cols);
+        assert!(len <= MAX_GROUP && from + len <= self.cols && r < tile.rows, "inputs of a tile");
+        let start = tile.first * row_words;
+        // SAFETY: below `words.len()`, as `words` checks; nobody else's words.
+        let put = |at: usize, word: u32| unsafe {
+            self.words.set(start + at * tile.rows + r, word);
+        };
+        match self.form {
+            Form::Floats => {
+                for (i, x) in x[..len].iter().enumerate() {
+                    put(from + i, x.to_bits());
+                }
+                if from + len == self.cols {
+                    (self.cols..row_words).for_each(|at| put(at, 0));
+                }
+            }
+            Form::Codes { group, zero } => {
+                let codes = quantise(x, group);
+                let at = from / group * group_words(group);
+                put(at, (-zero * codes.sum) as u32);
+                for (i, &word) in codes.words[..group / 4].iter().enumerate() {
+                    put(at + 1 + i, word);
+                }
+                put(at + 1 + group / 4, codes.scale.to_bits());
+            }
+        }
     }
+}
 
-    /// Zeroes the inputs that fill up the last group.
-    pub fn zero_padding(&self) {
-        for tile in self.tiles {
-            // SAFETY: called before the tasks start, which never write to the padding.
-            unsafe { self.inputs(tile, self.cols..self.depth) }.fill(0.0);
+/// One row of [`PackedRows::fill`].
+struct Fill<'a> {
+    rows: SharedRows<'a>,
+    tile: Tile,
+    r: usize,
+    x: &'a [f32],
+    scale: f32,
+}
+
+impl Kernel for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Self { rows, tile, r, x, scale } = self;
+        let step = match rows.form {
+            Form::Floats => MAX_GROUP,
+            Form::Codes { group, .. } => group,
+        };
+        for (i, x) in x.chunks(step).enumerate() {
+            let mut scaled = [0.0; MAX_GROUP];
+            for (scaled, x) in scaled.iter_mut().zip(x) {
+                *scaled = scale * x;
+            }
+            // SAFETY: every row of a tile is filled once.
+            unsafe { rows.write(tile, r, i * step, x.len(), &scaled) };
         }
     }
 }

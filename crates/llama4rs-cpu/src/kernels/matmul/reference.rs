@@ -5,10 +5,41 @@ use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::WeightFormat;
 
 use super::panels::Panels;
+use crate::Arithmetic;
 
 /// `x · matrixᵀ` for one row, in the order of operations of [`super`].
-pub fn matmul_row(x: &[f32], matrix: &Panels) -> Vec<f32> {
+pub fn matmul_row(x: &[f32], matrix: &Panels, arithmetic: Arithmetic) -> Vec<f32> {
+    let integers = arithmetic == Arithmetic::Fast && matrix.format.group().is_some();
+    let dot = if integers { integer_dot } else { dot };
     (0..matrix.rows).map(|output| dot(x, matrix, output)).collect()
+}
+
+fn integer_dot(x: &[f32], matrix: &Panels, output: usize) -> f32 {
+    let panel = matrix.panel(output / PANEL_ROWS);
+    let lane = output % PANEL_ROWS;
+    let group = matrix.format.group().unwrap();
+    let mut total = 0.0;
+    for (g, x) in x.chunks(group).enumerate() {
+        let top = x.iter().fold(0.0, |top: f32, x| top.max(x.abs()));
+        let (mut x_scale, mut sum) = (0.0, 0);
+        if x.iter().any(|x| !x.is_finite()) {
+            x_scale = f32::NAN;
+        } else if top >= 1e-30 {
+            x_scale = top / 127.0;
+            for (i, x) in x.iter().enumerate() {
+                let x = (x * (127.0 / top)).round_ties_even() as i32;
+                sum += x * code(matrix.format, panel, lane, g * group + i) as i32;
+            }
+        }
+        let scale = scale(panel, lane, matrix, g) * x_scale;
+        total = (sum as f32).mul_add(scale, total);
+    }
+    total
+}
+
+fn scale(panel: &[u8], lane: usize, matrix: &Panels, group: usize) -> f32 {
+    let at = matrix.format.panel_code_bytes(matrix.cols) + (group * PANEL_ROWS + lane) * 2;
+    bf16::from_le_bytes([panel[at], panel[at + 1]]).to_f32()
 }
 
 fn dot(x: &[f32], matrix: &Panels, output: usize) -> f32 {
@@ -27,9 +58,7 @@ fn dot(x: &[f32], matrix: &Panels, output: usize) -> f32 {
             .iter()
             .enumerate()
             .fold(0.0, |sum, (i, &x)| code(format, panel, lane, g * group + i).mul_add(x, sum));
-        let at = format.panel_code_bytes(matrix.cols) + (g * PANEL_ROWS + lane) * 2;
-        let scale = bf16::from_le_bytes([panel[at], panel[at + 1]]).to_f32();
-        total = scale.mul_add(part, total);
+        total = scale(panel, lane, matrix, g).mul_add(part, total);
     }
     total
 }

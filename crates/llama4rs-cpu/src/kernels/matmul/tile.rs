@@ -1,81 +1,52 @@
-//! The brick of every matrix product: `R` rows of activations times `P` panels.
+//! The brick of products in floats: `R` rows of activations times `P` panels.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use llama4rs_tensor::WeightFormat;
-
-use super::codes::{Bf16, Codes, Int4, Int8, F32};
+use super::codes::Codes;
 use super::panels::Panels;
+use super::quantise::MAX_GROUP;
+use super::shapes::shapes;
 use crate::simd::{Kernel, Simd, LANES};
 
-/// Most panels that one call multiplies.
-pub const MAX_PANELS: usize = 4;
-/// Floats that [`multiply`] writes at most.
-pub const MAX_OUTPUTS: usize = 12 * LANES * MAX_PANELS;
-
-/// Panels to give to one call of [`multiply`]: with few rows several panels hide
-/// the latency of the multiply-add, as far as the registers hold their sums.
-pub const fn panels_at_once<S: Simd>(rows: usize) -> usize {
-    match rows {
-        1 => 4,
-        2 if S::MANY_REGISTERS => 4,
-        2 => 2,
-        3 | 4 if S::MANY_REGISTERS => 2,
-        _ => 1,
-    }
-}
+/// Most panels that one call multiplies: a group of the largest size has as many.
+pub const MAX_PANELS: usize = MAX_GROUP / LANES;
+/// Most rows that a tile has.
+pub const MAX_ROWS: usize = 12;
+/// Floats that one call writes at most.
+pub const MAX_OUTPUTS: usize = MAX_ROWS * LANES * MAX_PANELS;
 
 /// Bytes that a tile of one row asks for ahead of its use.
 const PREFETCH_BYTES: usize = 1024;
 
 /// `out[panel][row][lane] = x[row] · weights[panel, lane]` for `x` as
-/// `[input][rows]`. Call it inside of a kernel that runs with `simd`.
-pub fn multiply<S: Simd>(
+/// `[input][rows]` floats. Call it inside of a kernel.
+#[inline(always)]
+pub fn multiply_floats<S: Simd, C: Codes>(
     simd: S,
     matrix: &Panels,
     panels: Range<usize>,
-    x: &[f32],
+    x: &[u32],
     rows: usize,
     out: &mut [f32; MAX_OUTPUTS],
 ) {
-    match matrix.format {
-        WeightFormat::F32 => multiply_codes::<S, F32>(simd, matrix, panels, x, rows, out),
-        WeightFormat::Bf16 => multiply_codes::<S, Bf16>(simd, matrix, panels, x, rows, out),
-        WeightFormat::Int8 { .. } => multiply_codes::<S, Int8>(simd, matrix, panels, x, rows, out),
-        WeightFormat::Int4 { .. } => multiply_codes::<S, Int4>(simd, matrix, panels, x, rows, out),
-    }
-}
-
-fn multiply_codes<S: Simd, C: Codes>(
-    simd: S,
-    matrix: &Panels,
-    panels: Range<usize>,
-    x: &[f32],
-    rows: usize,
-    out: &mut [f32; MAX_OUTPUTS],
-) {
-    match (rows, panels.len()) {
-        (1, 4) => run::<S, C, 1, 4>(simd, matrix, panels.start, x, out),
-        (2, 2) if !S::MANY_REGISTERS => run::<S, C, 2, 2>(simd, matrix, panels.start, x, out),
-        (2, 4) if S::MANY_REGISTERS => run::<S, C, 2, 4>(simd, matrix, panels.start, x, out),
-        (3, 2) if S::MANY_REGISTERS => run::<S, C, 3, 2>(simd, matrix, panels.start, x, out),
-        (4, 2) if S::MANY_REGISTERS => run::<S, C, 4, 2>(simd, matrix, panels.start, x, out),
-        _ => {
-            for (panel, out) in panels.zip(out.chunks_exact_mut(rows * LANES)) {
-                match rows {
-                    1 => run::<S, C, 1, 1>(simd, matrix, panel, x, out),
-                    2 => run::<S, C, 2, 1>(simd, matrix, panel, x, out),
-                    3 => run::<S, C, 3, 1>(simd, matrix, panel, x, out),
-                    4 => run::<S, C, 4, 1>(simd, matrix, panel, x, out),
-                    6 if S::TILE_ROWS >= 6 => run::<S, C, 6, 1>(simd, matrix, panel, x, out),
-                    8 if S::TILE_ROWS >= 8 => run::<S, C, 8, 1>(simd, matrix, panel, x, out),
-                    10 if S::TILE_ROWS >= 10 => run::<S, C, 10, 1>(simd, matrix, panel, x, out),
-                    12 if S::TILE_ROWS >= 12 => run::<S, C, 12, 1>(simd, matrix, panel, x, out),
-                    _ => unreachable!("no tile of {rows} rows"),
-                }
-            }
-        }
+    let mut out = out.as_mut_slice();
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let left = panels.end - panel;
+        // With few rows several panels hide the latency of the multiply-add, as
+        // far as the registers hold their sums.
+        let done = shapes!(rows, left, R, P, run::<S, C, R, P>(simd, matrix, panel, x, out), {
+            1 x 4 if true;
+            2 x 4 if S::MANY_REGISTERS;
+            2 x 2 if true;
+            3 | 4 x 2 if S::MANY_REGISTERS;
+            1 | 2 | 3 | 4 x 1 if true;
+            5 | 6 x 1 if S::TILE_ROWS >= 6;
+            7 | 8 | 9 | 10 | 11 | 12 x 1 if S::TILE_ROWS >= 12;
+        });
+        out = &mut out[done * rows * LANES..];
+        panel += done;
     }
 }
 
@@ -83,7 +54,7 @@ fn run<S: Simd, C: Codes, const R: usize, const P: usize>(
     simd: S,
     matrix: &Panels,
     first_panel: usize,
-    x: &[f32],
+    x: &[u32],
     out: &mut [f32],
 ) {
     let panels = std::array::from_fn(|p| matrix.panel(first_panel + p));
@@ -99,7 +70,7 @@ struct TileProduct<'a, C: Codes, const R: usize, const P: usize> {
     panels: [&'a [u8]; P],
     padded_cols: usize,
     group: usize,
-    x: &'a [f32],
+    x: &'a [u32],
     out: &'a mut [f32],
     codes: PhantomData<C>,
 }
@@ -114,7 +85,7 @@ macro_rules! input {
             }
             for r in 0..R {
                 // SAFETY: a line has `LINE_COLS` inputs, and `x` has `R` floats for each.
-                let x = $simd.splat(unsafe { *$x.add($j * R + r) });
+                let x = $simd.splat(f32::from_bits(unsafe { *$x.add($j * R + r) }));
                 for p in 0..P {
                     $part[p][r] = $simd.fma(weights[p], x, $part[p][r]);
                 }

@@ -1,0 +1,184 @@
+//! The brick of products in integers: `R` rows of codes times `P` panels.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::packed_rows::group_words;
+use super::panels::Panels;
+use super::shapes::shapes;
+use super::tile::MAX_OUTPUTS;
+use crate::simd::{IntegerKernel, Integers, Simd, Words, LANES};
+
+/// The codes of an integer weight format.
+pub trait IntegerCodes: Copy + Send + Sync + 'static {
+    /// Words of activations, of four inputs each, that a line is multiplied by.
+    const WORDS: usize;
+
+    /// The bytes of a line that go with its word `index`.
+    fn bytes<I: Integers>(integers: I, line: Words<I>, index: usize) -> Words<I>;
+    /// `sum + Σ bytes * x`.
+    fn dot<I: Integers>(integers: I, sum: Words<I>, bytes: Words<I>, x: Words<I>) -> Words<I>;
+}
+
+/// Lines of `int8` weights.
+#[derive(Clone, Copy)]
+pub struct Bytes;
+
+impl IntegerCodes for Bytes {
+    const WORDS: usize = 1;
+
+    #[inline(always)]
+    fn bytes<I: Integers>(_integers: I, line: Words<I>, _index: usize) -> Words<I> {
+        line
+    }
+    #[inline(always)]
+    fn dot<I: Integers>(integers: I, sum: Words<I>, bytes: Words<I>, x: Words<I>) -> Words<I> {
+        integers.dot_bytes(sum, bytes, x)
+    }
+}
+
+/// Lines of `int4` weights.
+#[derive(Clone, Copy)]
+pub struct Nibbles;
+
+impl IntegerCodes for Nibbles {
+    const WORDS: usize = 2;
+
+    #[inline(always)]
+    fn bytes<I: Integers>(integers: I, line: Words<I>, index: usize) -> Words<I> {
+        match index {
+            0 => integers.low_nibbles(line),
+            _ => integers.high_nibbles(line),
+        }
+    }
+    #[inline(always)]
+    fn dot<I: Integers>(integers: I, sum: Words<I>, bytes: Words<I>, x: Words<I>) -> Words<I> {
+        integers.dot_nibbles(sum, bytes, x)
+    }
+}
+
+/// `out[panel][row][lane] = x[row] · weights[panel, lane]` for `x` as codes
+/// (see [`super::packed_rows`]). Call it inside of a kernel.
+#[inline(always)]
+pub fn multiply_integers<I: Integers, C: IntegerCodes>(
+    integers: I,
+    matrix: &Panels,
+    panels: Range<usize>,
+    x: &[u32],
+    rows: usize,
+    out: &mut [f32; MAX_OUTPUTS],
+) {
+    let mut out = out.as_mut_slice();
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let left = panels.end - panel;
+        let many = I::Simd::MANY_REGISTERS;
+        let done = shapes!(rows, left, R, P, run::<I, C, R, P>(integers, matrix, panel, x, out), {
+            1 x 4 if true;
+            2 x 4 if many;
+            2 x 2 if true;
+            3 | 4 | 5 | 6 x 2 if many;
+            1 | 2 | 3 | 4 x 1 if true;
+            5 | 6 x 1 if I::Simd::TILE_ROWS >= 6;
+            7 | 8 | 9 | 10 | 11 | 12 x 1 if I::Simd::TILE_ROWS >= 12;
+        });
+        out = &mut out[done * rows * LANES..];
+        panel += done;
+    }
+}
+
+fn run<I: Integers, C: IntegerCodes, const R: usize, const P: usize>(
+    integers: I,
+    matrix: &Panels,
+    first_panel: usize,
+    x: &[u32],
+    out: &mut [f32],
+) {
+    let panels = std::array::from_fn(|p| matrix.panel(first_panel + p));
+    let group = matrix.format.group().expect("an integer format");
+    let groups = matrix.cols.div_ceil(group);
+    assert!(x.len() >= R * groups * group_words(group), "tile inputs");
+    assert!(out.len() >= R * P * LANES, "tile outputs");
+    let codes = PhantomData::<C>;
+    integers.run_integers(IntegerTile::<C, R, P> { panels, groups, group, x, out, codes })
+}
+
+/// See the comment of [`super`] for the order of operations.
+struct IntegerTile<'a, C: IntegerCodes, const R: usize, const P: usize> {
+    panels: [&'a [u8]; P],
+    groups: usize,
+    group: usize,
+    x: &'a [u32],
+    out: &'a mut [f32],
+    codes: PhantomData<C>,
+}
+
+/// Bytes that a tile asks for ahead of their use.
+const PREFETCH_BYTES: usize = 1024;
+
+impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerTile<'_, C, R, P> {
+    #[inline(always)]
+    fn run<I: Integers>(self, integers: I) {
+        let Self { panels, groups, group, x, out, codes: _ } = self;
+        let simd = integers.simd();
+        let lines = group / (4 * C::WORDS);
+        let code_bytes = groups * lines * 64;
+        let mut total = [[simd.splat(0.0); R]; P];
+        let mut x = x.as_ptr();
+        let mut at = 0;
+        for g in 0..groups {
+            let mut sums = [[integers.splat(0); R]; P];
+            for r in 0..R {
+                // SAFETY: `x` has the start, the words and the scale of every group and row.
+                let start = integers.splat(unsafe { *x.add(r) });
+                for p in 0..P {
+                    sums[p][r] = start;
+                }
+            }
+            x = x.wrapping_add(R);
+            for _ in 0..lines {
+                // SAFETY: a panel holds `code_bytes` of lines, and `at` is below that.
+                let mut line = [unsafe { simd.line(panels[0].as_ptr().add(at)) }; P];
+                for p in 0..P {
+                    simd.prefetch(panels[p].as_ptr().wrapping_add(at + PREFETCH_BYTES));
+                    // SAFETY: as above.
+                    line[p] = unsafe { simd.line(panels[p].as_ptr().add(at)) };
+                }
+                at += 64;
+                for word in 0..C::WORDS {
+                    let mut bytes = line;
+                    for p in 0..P {
+                        bytes[p] = C::bytes(integers, line[p], word);
+                    }
+                    for r in 0..R {
+                        // SAFETY: as above.
+                        let x = integers.splat(unsafe { *x.add(r) });
+                        for p in 0..P {
+                            sums[p][r] = C::dot(integers, sums[p][r], bytes[p], x);
+                        }
+                    }
+                    x = x.wrapping_add(R);
+                }
+            }
+            for p in 0..P {
+                // SAFETY: the scales, 32 bytes per group, follow the lines.
+                let scale =
+                    unsafe { simd.load_bf16(panels[p].as_ptr().add(code_bytes + g * LANES * 2)) };
+                for r in 0..R {
+                    // SAFETY: as above.
+                    let x_scale = simd.splat(f32::from_bits(unsafe { *x.add(r) }));
+                    let dot = integers.to_floats(sums[p][r]);
+                    total[p][r] = simd.fma(dot, simd.mul(scale, x_scale), total[p][r]);
+                }
+            }
+            x = x.wrapping_add(R);
+        }
+        for p in 0..P {
+            for r in 0..R {
+                let out = &mut out[(p * R + r) * LANES..][..LANES];
+                // SAFETY: `out` has 16 floats.
+                unsafe { simd.store(total[p][r], out.as_mut_ptr()) };
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What the machine can do at most: the limits that speeds are set beside.
+
+use std::hint::black_box;
+use std::ops::Range;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use llama4rs_tensor::{Error, Result};
+use memmap2::MmapMut;
+
+use crate::simd::{Dispatch, Kernel, Simd, LANES};
+use crate::InstructionSet;
+
+/// Places in memory that one thread reads in turn.
+const STREAMS: usize = 4;
+/// Floats that are read at one place before the next: 256 bytes.
+const RUN: usize = 4 * LANES;
+/// Chains of multiply-adds that do not wait for each other.
+const CHAINS: usize = 10;
+/// Multiply-adds of each chain and round.
+const STEPS: usize = 4_000_000;
+
+/// Bytes per second that `threads` threads read together, once per round, from
+/// `bytes` bytes of memory that each reads its own part of.
+///
+/// The memory is in large pages where the system has them.
+pub fn read_bandwidth(bytes: usize, threads: usize, rounds: usize) -> Result<Vec<f64>> {
+    check_threads(threads)?;
+    let part = bytes / threads / (RUN * 4 * STREAMS) * RUN * STREAMS;
+    if part == 0 {
+        return Err(Error::shape("read_bandwidth", "some bytes for every thread", bytes));
+    }
+    let size = part * threads * size_of::<f32>();
+    let out_of_memory = |_| Error::OutOfMemory { what: "the probe's memory", bytes: size };
+    let mut memory = MmapMut::map_anon(size).map_err(out_of_memory)?;
+    #[cfg(target_os = "linux")]
+    // Small pages serve, too, only more slowly.
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    memory.fill(1);
+    // SAFETY: page-aligned bytes, all written; any bits are a float.
+    let (_, floats, _) = unsafe { memory.align_to::<f32>() };
+    let dispatch = detected();
+    let seconds = in_threads(threads, rounds, |thread| {
+        let floats = &floats[thread * part..(thread + 1) * part];
+        move || {
+            black_box(dispatch.run(ReadAll { floats }));
+        }
+    });
+    Ok(seconds.into_iter().map(|seconds| size as f64 / seconds).collect())
+}
+
+/// Single-precision operations per second that `threads` threads reach together
+/// with multiply-adds (two operations each) that never leave the registers.
+pub fn multiply_add_peak(threads: usize, rounds: usize) -> Result<Vec<f64>> {
+    check_threads(threads)?;
+    let dispatch = detected();
+    let seconds = in_threads(threads, rounds, |_| {
+        move || {
+            black_box(dispatch.run(MultiplyAdd { steps: black_box(STEPS) }));
+        }
+    });
+    let operations = (threads * STEPS * CHAINS * LANES * 2) as f64;
+    Ok(seconds.into_iter().map(|seconds| operations / seconds).collect())
+}
+
+fn check_threads(threads: usize) -> Result<()> {
+    match threads {
+        0 => Err(Error::shape("threads", "at least one thread", 0)),
+        _ => Ok(()),
+    }
+}
+
+fn detected() -> Dispatch {
+    Dispatch::new(InstructionSet::detect()).expect("the detected set is there")
+}
+
+/// Seconds of each round, which all threads begin together: from the first start
+/// to the last end.
+fn in_threads<W: FnMut()>(
+    threads: usize,
+    rounds: usize,
+    make: impl Fn(usize) -> W + Sync,
+) -> Vec<f64> {
+    let barrier = Barrier::new(threads);
+    let one = |thread: usize| {
+        let mut work = make(thread);
+        work();
+        let round = |_| {
+            barrier.wait();
+            let start = Instant::now();
+            work();
+            start..Instant::now()
+        };
+        (0..rounds).map(round).collect::<Vec<_>>()
+    };
+    let one = &one;
+    let times: Vec<Vec<Range<Instant>>> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|t| scope.spawn(move || one(t))).collect();
+        running.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let seconds = |round: usize| {
+        let start = times.iter().map(|times| times[round].start).min();
+        let end = times.iter().map(|times| times[round].end).max();
+        end.zip(start).map_or(0.0, |(end, start)| (end - start).as_secs_f64())
+    };
+    (0..rounds).map(seconds).collect()
+}
+
+/// Reads every float; the largest of some lanes, so that nothing is left out.
+struct ReadAll<'a> {
+    floats: &'a [f32],
+}
+
+impl Kernel for ReadAll<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let stream = self.floats.len() / STREAMS / RUN * RUN;
+        let mut largest = [simd.splat(0.0); RUN / LANES];
+        for at in (0..stream).step_by(RUN) {
+            for s in 0..STREAMS {
+                for (i, largest) in largest.iter_mut().enumerate() {
+                    let at = s * stream + at + i * LANES;
+                    // SAFETY: a run within a stream, and the streams are inside of the slice.
+                    let line = unsafe { simd.load(self.floats.as_ptr().add(at)) };
+                    *largest = simd.max(*largest, line);
+                }
+            }
+        }
+        simd.sum_four(largest).into_iter().fold(0.0, f32::max)
+    }
+}
+
+/// Independent chains of multiply-adds.
+struct MultiplyAdd {
+    steps: usize,
+}
+
+impl Kernel for MultiplyAdd {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let (a, b) = (simd.splat(black_box(0.5)), simd.splat(black_box(0.25)));
+        let mut sums = [a; CHAINS];
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                *sum = simd.fma(a, b, *sum);
+            }
+        }
+        let mut total = simd.splat(0.0);
+        for sum in sums {
+            total = simd.add(total, sum);
+        }
+        simd.sum(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_measure_something() {
+        for threads in [1, 3] {
+            for rates in [
+                read_bandwidth(10 << 20, threads, 2).unwrap(),
+                multiply_add_peak(threads, 2).unwrap(),
+            ] {
+                assert_eq!(rates.len(), 2);
+                assert!(rates.iter().all(|&rate| rate.is_finite() && rate > 1e6), "{rates:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_probes_are_errors() {
+        assert!(read_bandwidth(1 << 20, 0, 1).is_err());
+        assert!(read_bandwidth(100, 1, 1).is_err());
+        assert!(multiply_add_peak(0, 1).is_err());
+    }
+
+    #[test]
+    fn every_float_is_read() {
+        let mut floats = vec![0.0; 5 * RUN * STREAMS];
+        for at in [0, RUN, 2 * RUN * STREAMS + 17, 5 * RUN * STREAMS - 1] {
+            floats[at] = 3.0;
+            for set in InstructionSet::available() {
+                let dispatch = Dispatch::new(set).unwrap();
+                assert_eq!(dispatch.run(ReadAll { floats: &floats }), 3.0, "{set}: {at}");
+            }
+            floats[at] = 0.0;
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Integer dot products of AVX-512, with and without VNNI.
+
+use std::arch::x86_64::*;
+
+use super::{IntegerKernel, Integers};
+use crate::simd::avx512::Avx512;
+
+/// The token of AVX-512 with VNNI.
+#[derive(Clone, Copy)]
+pub struct Avx512Vnni(Avx512);
+
+impl Avx512Vnni {
+    /// The token, where the processor and the system know the instructions.
+    pub fn detect() -> Option<Self> {
+        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512vnni")).map(Self)
+    }
+}
+
+/// Compiles `kernel` with AVX-512.
+///
+/// # Safety
+/// The processor has the features: whoever holds the token knows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn enabled<K: IntegerKernel>(integers: Avx512, kernel: K) {
+    kernel.run(integers)
+}
+
+/// Compiles `kernel` with AVX-512 and VNNI.
+///
+/// # Safety
+/// The processor has the features: whoever holds the token knows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn enabled_vnni<K: IntegerKernel>(integers: Avx512Vnni, kernel: K) {
+    kernel.run(integers)
+}
+
+/// `sum` and the products of four bytes, by way of 16 bits: two products must fit.
+///
+/// # Safety
+/// The processor has AVX-512 BW.
+#[inline(always)]
+unsafe fn widen(sum: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = _mm512_maddubs_epi16(weights, x);
+        _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
+}
+
+macro_rules! common {
+    () => {
+        #[inline(always)]
+        fn splat(self, word: u32) -> __m512i {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_set1_epi32(word as i32) }
+        }
+        #[inline(always)]
+        fn low_nibbles(self, line: __m512i) -> __m512i {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_and_si512(line, _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        fn high_nibbles(self, line: __m512i) -> __m512i {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_and_si512(_mm512_srli_epi32::<4>(line), _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        fn to_floats(self, words: __m512i) -> __m512 {
+            // SAFETY: the token proves the features.
+            unsafe { _mm512_cvtepi32_ps(words) }
+        }
+    };
+}
+
+impl Integers for Avx512 {
+    type Simd = Avx512;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self
+    }
+    fn run_integers<K: IntegerKernel>(self, kernel: K) {
+        // SAFETY: the token proves the features.
+        unsafe { enabled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(self, sum: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the features; 2 * 15 * 127 fits in 16 bits.
+        unsafe { widen(sum, weights, x) }
+    }
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the features; 2 * 128 * 127 fits in 16 bits,
+        // and both 127 and 128 are the most that is left of a byte.
+        unsafe {
+            let top = _mm512_set1_epi8(-128);
+            let sum = widen(sum, _mm512_andnot_si512(top, weights), x);
+            widen(sum, _mm512_and_si512(top, weights), x)
+        }
+    }
+    common!();
+}
+
+impl Integers for Avx512Vnni {
+    type Simd = Avx512;
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.0
+    }
+    fn run_integers<K: IntegerKernel>(self, kernel: K) {
+        // SAFETY: the token proves the features.
+        unsafe { enabled_vnni(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(self, sum: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        self.dot_bytes(sum, weights, x)
+    }
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m512i, weights: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_dpbusd_epi32(sum, weights, x) }
+    }
+    common!();
+}
