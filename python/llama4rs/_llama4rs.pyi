@@ -85,6 +85,7 @@ class Engine:
         kv_cache: str | None = None,
         step_tokens: int | None = None,
         prefix_cache_bytes: int | None = None,
+        arithmetic: str | None = None,
         progress: _Progress | None = None,
     ) -> Engine: ...
     @property

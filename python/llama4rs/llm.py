@@ -63,9 +63,12 @@ class Llama4:
         tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the
             model's own.
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
-        prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that begin
-            with the same tokens, so that a conversation is computed once; None for 1 GiB, 0 for
-            none.
+        prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that
+            begin with the same tokens, so that a conversation is computed once; None for 1 GiB,
+            0 for none.
+        arithmetic: How products with int4 and int8 weights are computed. ``"fast"`` (None) rounds
+            activations to 8 bits and uses integer instructions; ``"exact"`` keeps them in single
+            precision. Other weights are not affected.
         image_cache_bytes: Most bytes of features of images that are kept, so that a question about
             a picture seen before does not encode it again; 0 keeps none.
         allow_image_urls: Fetch images that are named by an ``http(s)`` URL. They can point into
@@ -107,6 +110,7 @@ class Llama4:
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
         prefix_cache_bytes: int | None = None,
+        arithmetic: str | None = None,
         image_cache_bytes: int = DEFAULT_CACHE_BYTES,
         allow_image_urls: bool = False,
         revision: str | None = None,
@@ -138,6 +142,7 @@ class Llama4:
                 kv_cache=kv_cache,
                 step_tokens=step_tokens,
                 prefix_cache_bytes=prefix_cache_bytes,
+                arithmetic=arithmetic,
                 progress=report,
             )
         self.config: Config = Config(json.loads(self._engine.config_json))

@@ -166,22 +166,23 @@ def draw_batch(
 class BatchStream:
     """Batches drawn ahead in a thread.
 
-    Batch i depends on the seeds, i and `longest` (the longest passkey prompt) only.
+    Batch i depends on the seeds, i, `mixture` (the shares of the tasks) and `longest` (the
+    longest passkey prompt) only.
     """
 
     def __init__(self, tokenizer: Tokenizer, seeds: tuple[int, ...], mixture, longest: int):
-        self.longest = longest
+        self.mixture, self.longest = mixture, longest
         self._queue: queue.Queue[Batch] = queue.Queue(maxsize=4)
-        self._arguments = (tokenizer, seeds, mixture)
+        self._arguments = (tokenizer, seeds)
         threading.Thread(target=self._produce, daemon=True).start()
 
     def _produce(self) -> None:
         """Fill the queue for ever."""
-        tokenizer, seeds, mixture = self._arguments
+        tokenizer, seeds = self._arguments
         index = 0
         while True:
             rng = np.random.default_rng((*seeds, index))
-            task = str(rng.choice(TASKS, p=mixture))
+            task = str(rng.choice(TASKS, p=self.mixture))
             self._queue.put(draw_batch(rng, tokenizer, task, self.longest))
             index += 1
 

@@ -7,7 +7,9 @@ import math
 
 from cria.data import TASKS
 
-SHARES = {"passkey": 0.13, "picture": 0.48, "tiles": 0.29, "story": 0.10}
+SHARES = {"passkey": 0.25, "picture": 0.40, "tiles": 0.21, "story": 0.14}
+LATE_SHARES = {"passkey": 0.13, "picture": 0.48, "tiles": 0.29, "story": 0.10}
+LATE = 0.8
 TASK_WEIGHTS = {"passkey": 3.0, "picture": 3.0, "tiles": 3.0, "story": 1.0}
 WARM_UP_STEPS = 100
 
@@ -18,6 +20,7 @@ def learning_rate(step: int, progress: float, highest: float) -> float:
     return highest * warm * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
 
 
-def mixture() -> list[float]:
-    """Return the share of each task in the order of `TASKS`."""
-    return [SHARES[task] for task in TASKS]
+def mixture(progress: float) -> list[float]:
+    """Return the share of each task in the order of `TASKS`; pictures need the most, late too."""
+    shares = LATE_SHARES if progress >= LATE else SHARES
+    return [shares[task] for task in TASKS]

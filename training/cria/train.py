@@ -45,13 +45,13 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/cria"), help="folder of the run")
-    parser.add_argument("--minutes", type=float, default=60.0, help="minutes of joint training")
+    parser.add_argument("--minutes", type=float, default=64.0, help="minutes of joint training")
     parser.add_argument("--vision-steps", type=int, default=1800)
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--workers", type=int, default=3, help="worker processes")
     parser.add_argument("--port", type=int, default=29511, help="local port of the workers")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--check-every", type=float, default=5.0, help="minutes between checks")
+    parser.add_argument("--check-every", type=float, default=6.0, help="minutes between checks")
     return parser.parse_args()
 
 
@@ -239,7 +239,10 @@ class Trainer:
         """Train until the time is used up."""
         self.prepare()
         stream = BatchStream(
-            self.tokenizer, (self.options.seed, self.rank, self.step), mixture(), self.longest
+            self.tokenizer,
+            (self.options.seed, self.rank, self.step),
+            mixture(self.progress),
+            self.longest,
         )
         next_check = self.seconds + 60 * self.options.check_every
         self.synchronise(0.0)
@@ -249,6 +252,7 @@ class Trainer:
                 self.train_step(stream.next())
             self.synchronise(time.monotonic() - begin)
             self.lengthen(stream)
+            stream.mixture = mixture(self.progress)
             if self.rank == 0:
                 record = {"stage": "joint", "step": self.step, "seconds": round(self.seconds)}
                 record |= {"tokens": self.tokens, "longest": self.longest}

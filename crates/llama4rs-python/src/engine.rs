@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use llama4rs_checkpoint::{OpenOptions, TensorReport};
-use llama4rs_cpu::Cpu;
+use llama4rs_cpu::{Arithmetic, Cpu};
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
 use llama4rs_model::{Llama4, VisionModel};
 use llama4rs_tensor::{Backend, KvDtype, WeightFormat};
@@ -59,13 +59,14 @@ struct Wanted<'a> {
     step_tokens: usize,
     kv_dtype: Option<KvDtype>,
     prefix_cache_bytes: usize,
+    arithmetic: Arithmetic,
 }
 
 fn open(
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
 ) -> Result<Opened, llama4rs_model::Error> {
-    let backend = Cpu::new(wanted.open.threads)?;
+    let backend = Cpu::new(wanted.open.threads)?.with_arithmetic(wanted.arithmetic);
     let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
     let model = Llama4::load(&backend, &*source)?;
     let vision = VisionModel::load(&backend, &*source)?;
@@ -104,6 +105,14 @@ fn parse_kv_dtype(name: Option<&str>) -> PyResult<Option<KvDtype>> {
     }
 }
 
+fn parse_arithmetic(name: Option<&str>) -> PyResult<Arithmetic> {
+    name.map_or(Ok(Arithmetic::default()), |name| {
+        name.parse().map_err(|_| {
+            PyValueError::new_err(format!("arithmetic must be \"fast\" or \"exact\", got {name:?}"))
+        })
+    })
+}
+
 fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
     match value {
         Some(0) => Err(PyValueError::new_err(format!("{name} must be at least 1, got 0"))),
@@ -114,7 +123,7 @@ fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, progress = None))]
+    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, arithmetic = None, progress = None))]
     fn new(
         py: Python<'_>,
         path: &str,
@@ -125,6 +134,7 @@ impl Engine {
         kv_cache: Option<&str>,
         step_tokens: Option<usize>,
         prefix_cache_bytes: Option<usize>,
+        arithmetic: Option<&str>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         positive("threads", threads)?;
@@ -141,6 +151,7 @@ impl Engine {
             step_tokens: step_tokens.unwrap_or(STEP_TOKENS),
             kv_dtype: parse_kv_dtype(kv_cache)?,
             prefix_cache_bytes: prefix_cache_bytes.unwrap_or(PREFIX_CACHE_BYTES),
+            arithmetic: parse_arithmetic(arithmetic)?,
         };
         let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
             .map_err(|error| errors::model(py, error))?;
