@@ -15,7 +15,7 @@ from cria.images import image_tokens, split_into_tiles
 TASKS = ("passkey", "picture", "tiles", "story")
 COST_PER_BATCH = 3000
 TILE_COST = 12
-KIND_SHARES = (0.08, 0.08, 0.13, 0.08, 0.17, 0.24, 0.22)
+KIND_SHARES = (0.07, 0.07, 0.10, 0.11, 0.13, 0.28, 0.24)
 REPEATED_DIGITS = 0.3
 BOUNDARY_SHARE = 0.55
 SHORT_PASSKEY = 160

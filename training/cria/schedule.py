@@ -8,7 +8,7 @@ import math
 from cria.data import TASKS
 
 SHARES = {"passkey": 0.25, "picture": 0.40, "tiles": 0.21, "story": 0.14}
-LATE_SHARES = {"passkey": 0.13, "picture": 0.48, "tiles": 0.29, "story": 0.10}
+LATE_SHARES = {"passkey": 0.20, "picture": 0.42, "tiles": 0.26, "story": 0.12}
 LATE = 0.8
 TASK_WEIGHTS = {"passkey": 3.0, "picture": 3.0, "tiles": 3.0, "story": 1.0}
 WARM_UP_STEPS = 100
