@@ -7,7 +7,7 @@ ORACLE_VENV := .venv-oracle
 RUST_SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-rust test-python lint format bench oracle wheel clean
+.PHONY: help build demo test test-rust test-python lint format bench bench-peers oracle wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -51,9 +51,34 @@ format: build ## put everything into the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix --quiet .
 
-bench: build ## speed beside this machine's limits
-	cargo run --release --quiet -p llama4rs-cpu --example kernel_speed
-	$(BIN)/python benches/end_to_end.py
+SHAPE ?= edge
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+BENCH := target/bench
+BENCH_BIN := $(BENCH)/venv/bin
+BENCH_MODEL := $(BENCH)/$(SHAPE)
+BENCH_REPORT := $(BENCH)/report.json
+
+bench: build ## speed beside this machine's limits (SHAPE=edge THREADS=n)
+	cargo run --release --quiet -p llama4rs-cpu --example kernel_speed $(THREADS)
+	test -d $(BENCH_MODEL) || $(BIN)/llama4rs synth $(BENCH_MODEL) --shape $(SHAPE)
+	$(BIN)/python benches/end_to_end.py $(BENCH_MODEL) --threads $(THREADS)
+
+bench-peers: build ## the same beside llama.cpp, built from source
+	test -d $(BENCH)/venv || $(PYTHON) -m venv $(BENCH)/venv
+	$(BENCH_BIN)/python -m pip install --quiet maturin matplotlib gguf
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BENCH_BIN)/python -m pip install --quiet \
+		--no-binary llama-cpp-python llama-cpp-python
+	. $(BENCH_BIN)/activate && maturin build --release --quiet --out $(BENCH)/dist
+	$(BENCH_BIN)/python -m pip install --quiet --force-reinstall --no-deps $(BENCH)/dist/llama4rs-*.whl
+	$(BENCH_BIN)/python -m pip install --quiet $(BENCH)/dist/llama4rs-*.whl
+	test -d $(BENCH_MODEL) || $(BENCH_BIN)/llama4rs synth $(BENCH_MODEL) --shape $(SHAPE)
+	test -d $(BENCH_MODEL)-g32 || \
+		$(BENCH_BIN)/llama4rs synth $(BENCH_MODEL)-g32 --shape $(SHAPE) --weights int4/g32
+	test -f $(BENCH_MODEL).gguf || \
+		$(BENCH_BIN)/python benches/random_gguf.py $(BENCH_MODEL) $(BENCH_MODEL).gguf
+	$(BENCH_BIN)/python benches/end_to_end.py $(BENCH_MODEL) $(BENCH_MODEL)-g32 \
+		--peer $(BENCH_MODEL).gguf --threads $(THREADS) --json $(BENCH_REPORT)
+	$(BENCH_BIN)/python benches/plot.py $(BENCH_REPORT) $(BENCH)/report.svg
 
 oracle: ## make the reference answers again (downloads torch and transformers)
 	test -d $(ORACLE_VENV) || $(PYTHON) -m venv $(ORACLE_VENV)

@@ -1,100 +1,226 @@
-"""Prefill and decode speed of a model, beside the bytes that a decoded token must read.
+"""Prefill and decode speed of a model beside the limits of the machine, measured in the same run.
 
-    python benches/end_to_end.py [MODEL] [--prompt 512] [--decode 128] [--threads N] [--runs 5]
-                                 [--json FILE]
+    python benches/end_to_end.py MODEL... [--peer FILE.gguf] [--threads N] [--runs 5]
+                                 [--tests prefill-512,decode] [--json FILE] [--note TEXT]
 
-Without MODEL the embedded demo model runs; its weights fit in the processor's cache, so its figures
-say how small the overhead of a step is, not how fast memory is. Medians with minimum and maximum.
+MODEL is a directory made by `llama4rs synth`; several (other formats of the same shape) and the
+peer take turns. Every run measures the limits just before: what the threads read from memory, and
+their integer dot products, with which all of these engines compute. The limit of a decode step is
+the longer one of the times to read its weights, keys and values and to do its operations; that of a
+prompt is its operations, attention left out. Figures are medians with minimum and maximum; shares
+of the limit are computed run by run. --json adds to a list of reports, after each test.
+
+--cpu-time counts the processor time of one thread, and takes the best round of the limits: what
+others take of the processor does not count then, what they take of the memory bus does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engines import Llama4rs, LlamaCpp, Measured
 
 import llama4rs
-from llama4rs._llama4rs import Engine
+from llama4rs._llama4rs import cpu_features, integer_dot_peak, read_bandwidth
+
+PROBE_BYTES = 512 << 20
+PROBE_ROUNDS = 5
+
+Middle = Callable[[Sequence[float]], float]
 
 
-def active_bytes(summary: dict[str, Any], config: dict[str, Any]) -> float:
-    """Weight bytes that one decoded token reads: routed experts by share, one embedding row."""
-    text = config.get("text_config", config)
-    experts = text.get("num_local_experts") or 1
-    share = (text.get("num_experts_per_tok") or 1) / experts
-    total = 0.0
-    for tensor in summary["tensors"]:
-        name = tensor["name"]
-        if name.startswith(("vision", "multi_modal")):
-            continue
-        if name == "embed_tokens" and not text.get("tie_word_embeddings"):
-            continue
-        total += tensor["bytes"] * (share if ".experts." in name else 1.0)
-    return total
+@dataclass(frozen=True)
+class Test:
+    """One thing to measure: with `steps`, decoding; without, reading the prompt."""
+
+    name: str
+    prompt: int
+    steps: int = 0
+    sequences: int = 1
+    repeated: bool = False
+
+    def tokens_per_second(self, engine: Measured, rng: np.random.Generator, vocab: int) -> float:
+        """Runs the test once."""
+        seeded = np.random.default_rng(self.prompt) if self.repeated else rng
+        prompts = seeded.integers(0, vocab, (self.sequences, self.prompt)).tolist()
+        if not self.steps:
+            return self.prompt / engine.prefill(prompts[0])
+        if self.sequences == 1:
+            return self.steps / engine.decode(prompts[0], self.steps)
+        return self.sequences * self.steps / engine.decode_batch(prompts, self.steps)
+
+    def limit(
+        self, engine: Measured, config: dict[str, Any], bandwidth: float, peak: float
+    ) -> float:
+        """Tokens per second that the machine allows."""
+        operations = peak / operations_per_token(config)
+        if not self.steps:
+            return operations
+        reads = engine.bytes_per_step(self.sequences, self.prompt + self.steps // 2)
+        return min(self.sequences * bandwidth / reads, operations)
 
 
-def measure(engine: Engine, prompt: list[int], decode: int) -> tuple[float, float]:
-    """Seconds of prefill and of `decode` further tokens."""
-    request = engine.submit(prompt, max_tokens=decode + 1)
-    while request.next() is not None:
-        pass
-    timings = request.timings
-    return timings["prefill"], timings["decode"]
+TESTS = (
+    Test("prefill-512", 512),
+    Test("prefill-2048", 2048),
+    Test("decode", 32, steps=64),
+    Test("decode-8k", 8000, steps=32, repeated=True),
+    Test("decode-batch-8", 32, steps=32, sequences=8),
+)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+def operations_per_token(config: dict[str, Any]) -> float:
+    """Two for each weight of the decoder's matrices that a prompt token meets; no attention."""
+    hidden, head = config["hidden_size"], config["head_dim"]
+    heads = 2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"]
+    weights = 0
+    for i in range(config["num_hidden_layers"]):
+        weights += hidden * head * heads
+        if (i + 1) % config["interleave_moe_layer_step"]:
+            weights += 3 * hidden * config["intermediate_size_mlp"]
+        else:
+            used = config["num_experts_per_tok"] + 1
+            weights += 3 * hidden * config["intermediate_size"] * used
+            weights += hidden * config["num_local_experts"]
+    return 2.0 * weights
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, minimum, maximum and all values."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "values": list(values),
+    }
+
+
+def measure(
+    test: Test,
+    engines: Sequence[Measured],
+    config: dict[str, Any],
+    threads: int,
+    runs: int,
+    middle: Middle,
+) -> list[dict[str, Any]]:
+    """Runs one test on all engines in turns."""
+    rng = np.random.default_rng(0)
+    vocab = config["vocab_size"]
+    for engine in engines:  # page in the weights, grow the buffers, read long prompts once
+        test.tokens_per_second(engine, rng, vocab)
+    rates: list[list[float]] = [[] for _ in engines]
+    shares: list[list[float]] = [[] for _ in engines]
+    bandwidths, peaks = [], []
+    for run in range(runs):
+        for i, engine in enumerate(engines):
+            print(f"{test.name}: run {run + 1} of {runs}, {engine.name}   ", end="\r", flush=True)
+            bandwidth = middle(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS))
+            peak = middle(integer_dot_peak(threads, PROBE_ROUNDS))
+            rate = test.tokens_per_second(engine, rng, vocab)
+            rates[i].append(rate)
+            shares[i].append(rate / test.limit(engine, config, bandwidth, peak))
+            bandwidths.append(bandwidth)
+            peaks.append(peak)
+    return [
+        {
+            "test": test.name,
+            "engine": engine.name,
+            "tokens_per_second": spread(rate),
+            "share_of_limit": spread(share),
+            "bytes_per_step": engine.bytes_per_step(test.sequences, test.prompt + test.steps // 2),
+            "read_bandwidth": spread(bandwidths),
+            "integer_dot_peak": spread(peaks),
+        }
+        for engine, rate, share in zip(engines, rates, shares, strict=True)
+    ]
+
+
+def show(result: dict[str, Any]) -> None:
+    """One line."""
+    rate, share = result["tokens_per_second"], result["share_of_limit"]
+    print(
+        f"{result['test']:15} {result['engine']:20} {rate['median']:7.1f} tokens/s "
+        f"({rate['min']:.1f} to {rate['max']:.1f}), {share['median']:.0%} of the limit "
+        f"({share['min']:.0%} to {share['max']:.0%})",
+        flush=True,
+    )
+
+
+def save(path: Path, earlier: list[dict[str, Any]], report: dict[str, Any]) -> None:
+    """Writes the earlier reports and this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*earlier, report], indent=1) + "\n")
 
 
 def main() -> None:
     """Runs the benchmark and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", nargs="?", help="packed or published directory; default: cria")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=128)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("--peer", type=Path, metavar="FILE.gguf")
+    parser.add_argument("--threads", type=int, default=cpu_features()["threads"])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tests", default=",".join(test.name for test in TESTS))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--cpu-time", action="store_true", help="for one thread on a busy machine")
+    parser.add_argument("--note", default="", help="kept with the figures")
     arguments = parser.parse_args()
+    if arguments.cpu_time and arguments.threads != 1:
+        parser.error("--cpu-time measures one thread: add --threads 1")
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    middle: Middle = max if arguments.cpu_time else statistics.median
+    wanted = arguments.tests.split(",")
+    tests = [test for test in TESTS if test.name in wanted]
+    if len(tests) != len(wanted):
+        parser.error(f"--tests takes some of {', '.join(test.name for test in TESTS)}")
 
-    path = arguments.model or str(Path(llama4rs.__file__).parent / "cria")
-    started = time.perf_counter()
-    engine = Engine(path, threads=arguments.threads)
-    open_seconds = time.perf_counter() - started
-    config = json.loads(engine.config_json)
-    vocab = config.get("text_config", config)["vocab_size"]
-    prompt = np.random.default_rng(0).integers(0, vocab, arguments.prompt).tolist()
+    context = max(test.sequences * (test.prompt + test.steps + 2) for test in tests)
+    threads = arguments.threads
+    engines: list[Measured] = [Llama4rs(path, threads, context, clock) for path in arguments.models]
+    config = engines[0].config
+    versions = {"llama4rs": llama4rs.__version__}
+    if arguments.peer:
+        peer = LlamaCpp(arguments.peer, config, threads, context, clock)
+        versions["llama-cpp-python"] = peer.version
+        engines.append(peer)
 
-    measure(engine, prompt, 8)  # warm up: page in the weights, grow the buffers
-    prefill, decode = [], []
-    for run in range(arguments.runs):
-        print(f"run {run + 1} of {arguments.runs}", end="\r", flush=True)
-        seconds = measure(engine, prompt, arguments.decode)
-        prefill.append(len(prompt) / seconds[0])
-        decode.append(arguments.decode / seconds[1])
-    read = active_bytes(engine.summary(), config)
-    result = {
-        "model": path if arguments.model else "cria",
-        "device": engine.device,
-        "weights": engine.weights,
-        "open_seconds": open_seconds,
-        "prompt_tokens": len(prompt),
-        "prefill_tokens_per_second": spread(prefill),
-        "decode_tokens_per_second": spread(decode),
-        "weight_bytes_per_decoded_token": read,
-        "decode_gigabytes_per_second": read * statistics.median(decode) / 1e9,
+    results: list[dict[str, Any]] = []
+    report = {
+        "date": date.today().isoformat(),
+        "model": arguments.models[0].name,
+        "threads": threads,
+        "cores": cpu_features()["threads"],
+        "instruction_set": cpu_features()["instruction_set"],
+        "system": platform.system(),
+        "note": arguments.note,
+        "clock": "processor time" if arguments.cpu_time else "wall time",
+        "versions": versions,
+        "operations_per_prompt_token": operations_per_token(config),
+        "results": results,
     }
-    for name, value in result.items():
-        shown = " / ".join(f"{v:.1f}" for v in value.values()) if isinstance(value, dict) else value
-        print(f"{name:32} {shown}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    path = arguments.json
+    earlier = json.loads(path.read_text()) if path and path.exists() else []
+    for test in tests:
+        for result in measure(test, engines, config, threads, arguments.runs, middle):
+            show(result)
+            results.append(result)
+        if path:
+            save(path, earlier, report)
+    for name, unit in (("read_bandwidth", "GB/s"), ("integer_dot_peak", "GOP/s")):
+        values = [value / 1e9 for result in results for value in result[name]["values"]]
+        print(
+            f"{name} of {threads} threads: {statistics.median(values):.1f} {unit} "
+            f"({min(values):.1f} to {max(values):.1f})"
+        )
 
 
 if __name__ == "__main__":

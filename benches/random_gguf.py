@@ -68,13 +68,14 @@ class Tensor:
 
 def random_blocks(rng: np.random.Generator, count: int, size: int) -> npt.NDArray[np.uint8]:
     """Blocks of random bytes."""
-    return np.frombuffer(rng.bytes(count * size), np.uint8).reshape(count, size).copy()
+    return np.array(np.frombuffer(rng.bytes(count * size), np.uint8)).reshape(count, size)
 
 
 def half_bytes(rng: np.random.Generator, count: int, value: float) -> npt.NDArray[np.uint8]:
     """`value` with a random sign as half precision, `[count, 2]` bytes."""
     signs = rng.integers(0, 2, count, dtype=np.int8) * 2 - 1
-    return (signs * np.float16(value)).astype("<f2").view(np.uint8).reshape(count, 2)
+    halves: npt.NDArray[np.uint8] = (signs * np.float16(value)).astype("<f2").view(np.uint8)
+    return halves.reshape(count, 2)
 
 
 def q4_0_blocks(rng: np.random.Generator, count: int, deviation: float) -> npt.NDArray[np.uint8]:
@@ -184,6 +185,7 @@ def write(config: dict[str, Any], path: Path, seed: int) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    assert writer.fout is not None
     file = writer.fout[0]
     file.write(bytes(-file.tell() % writer.data_alignment))
     rng = np.random.Generator(np.random.SFC64(seed))

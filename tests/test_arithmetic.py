@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conftest import MakeCheckpoint
 from llama4rs._llama4rs import Engine
 from oracle.configs import TEXT

@@ -25,7 +25,7 @@ from llama4rs.cli.reporting import fail
 from llama4rs.errors import CheckpointNotFoundError, OutOfMemoryError
 from llama4rs.hub import demo_model_path
 
-COMMANDS = ("generate", "chat", "pack", "info", "verify", "demo")
+COMMANDS = ("generate", "chat", "pack", "info", "verify", "demo", "synth")
 GREEDY = ("--temperature", "0", "--threads", "1")
 
 
@@ -172,7 +172,7 @@ def test_ctrl_c_is_130(model: str) -> None:
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
 
 

@@ -6,9 +6,9 @@
 >>> answer = llm.chat("Tell me a story.", max_tokens=50)
 
 `Llama4` opens a model, `Output` is what it gives back, `SamplingParams` says how. `pack` makes a
-directory that opens at once, `verify` checks it. Every error is a `Llama4Error`. On the command
-line the same things are ``llama4rs generate``, ``chat``, ``pack``, ``info``, ``verify`` and
-``demo``.
+directory that opens at once, `verify` checks it, `plan` says what a model needs. Every error is a
+`Llama4Error`. On the command line the same things are ``llama4rs generate``, ``chat``, ``pack``,
+``plan``, ``info``, ``verify`` and ``demo``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .errors import (
 from .llm import Llama4
 from .outputs import Output, Timings, TokenLogprob, TopLogprob, Usage
 from .packing import inspect, pack, verify
+from .plan import Plan, plan
 from .sampling import SamplingParams
 from .streaming import AsyncTextStream, TextStream
 from .tokenizer import Tokenizer
@@ -48,6 +49,7 @@ __all__ = [
     "OutOfMemoryError",
     "Output",
     "PackError",
+    "Plan",
     "RequestError",
     "SamplingParams",
     "TextStream",
@@ -66,6 +68,7 @@ __all__ = [
     "inspect",
     "pack",
     "parse_tool_calls",
+    "plan",
     "stream",
     "verify",
 ]

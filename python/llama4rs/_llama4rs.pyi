@@ -11,9 +11,17 @@ __all__ = [
     "Event",
     "Request",
     "__version__",
+    "attention_seconds",
     "cpu_features",
+    "integer_dot_peak",
+    "matmul_seconds",
+    "multiply_add_peak",
     "open_info",
     "pack",
+    "plan_sizes",
+    "plan_tensors",
+    "read_bandwidth",
+    "synth",
     "verify",
 ]
 
@@ -30,7 +38,50 @@ def read_bandwidth(bytes: int, threads: int, rounds: int = 5) -> list[float]:
     """Bytes per second that `threads` threads read from `bytes` bytes of memory, once per round."""
 
 def multiply_add_peak(threads: int, rounds: int = 5) -> list[float]:
-    """Single-precision operations per second (a multiply-add is two) out of registers, per round."""
+    """Single-precision operations per second of multiply-adds (two each), once per round."""
+
+def integer_dot_peak(threads: int, rounds: int = 5) -> list[float]:
+    """Operations per second of dot products of bytes (two per product), once per round."""
+
+def matmul_seconds(
+    weights: str,
+    rows: int,
+    cols: int,
+    inputs: int,
+    *,
+    threads: int | None = None,
+    rounds: int = 3,
+) -> list[float]:
+    """Seconds, once per round, of a product of `inputs` rows of activations with a matrix of `rows`
+    outputs by `cols` inputs, whose values mean nothing."""
+
+def attention_seconds(
+    kv_cache: str,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    queries: int,
+    *,
+    threads: int | None = None,
+    rounds: int = 3,
+) -> list[float]:
+    """Seconds, once per round, of attention of the last `queries` of `tokens` tokens in a layer."""
+
+def plan_sizes(config_json: str) -> dict[str, Any]:
+    """The sizes in a configuration that decide about memory and arithmetic, defaults filled in.
+
+    Those of the decoder by name (`chunk_size` is None where no layer is chunked), and `vision`: a
+    dict of its sizes, or None. Raises `CheckpointError` for what is no Llama 4.
+    """
+
+def plan_tensors(
+    config_json: str,
+    weights: str = "int4",
+    policy: Sequence[tuple[str, str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Every tensor of a configuration as `pack` would store it: `name`, `format`, `shape`, `bytes`,
+    and a `relative_error` of None. Raises `CheckpointError` for what is no Llama 4."""
 
 def open_info(path: str) -> dict[str, Any]:
     """Reads a model directory's headers only.
@@ -62,7 +113,7 @@ def synth(
     *,
     shape: str,
     weights: str = "int4",
-    policy: Sequence[tuple[str, str]] = (),
+    policy: Sequence[tuple[str, str]] | None = None,
     seed: int = 0,
     threads: int | None = None,
     force: bool = False,

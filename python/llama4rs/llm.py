@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .encoding import EncodedPrompt, Tools
     from .images import ImagePlan, ImageSource
     from .outputs import Output
+    from .plan import Plan
     from .sampling import SamplingOptions
     from .tokenizer import Tokenizer
 
@@ -145,6 +146,11 @@ class Llama4:
                 arithmetic=arithmetic,
                 progress=report,
             )
+        self._plan_options: dict[str, int | None] = {
+            "threads": threads,
+            "step_tokens": step_tokens,
+            "prefix_cache_bytes": prefix_cache_bytes,
+        }
         self.config: Config = Config(json.loads(self._engine.config_json))
         """The model's configuration."""
         self._images = PromptImages(
@@ -445,6 +451,47 @@ class Llama4:
             (3, 32)
         """
         return self._images.plan(width, height)
+
+    def plan(
+        self,
+        *,
+        context: int | str | None = None,
+        batch: int = 1,
+        images: int = 0,
+        image_size: tuple[int, int] = (1024, 1024),
+        probe: bool = True,
+    ) -> Plan:
+        """What this model needs for such work, in the formats that it was opened with.
+
+        Args:
+            context: Tokens of a sequence, ``8192`` or ``"1M"``; None for 8192 or `max_context`,
+                whichever is less.
+            batch, images, image_size, probe: As for `llama4rs.plan`.
+
+        Returns:
+            A plan; `Plan.kv_bytes_per_sequence` says what each further sequence costs.
+
+        Raises:
+            RequestError: An option is out of range.
+
+        Example:
+            >>> import llama4rs
+            >>> plan = llama4rs.Llama4().plan(context=1024, batch=4, probe=False)
+            >>> plan.kv_bytes == 4 * plan.kv_bytes_per_sequence
+            True
+        """
+        from .plan import plan_opened
+
+        return plan_opened(
+            self._engine,
+            self.path,
+            context=min(8192, self.max_context) if context is None else context,
+            batch=batch,
+            images=images,
+            image_size=image_size,
+            probe=probe,
+            **self._plan_options,
+        )
 
     # ----------------------------------------------------------------------------------- facts
 

@@ -67,20 +67,23 @@ impl<'a, T> Shared<'a, T> {
         Self { pointer: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Writes one element.
     ///
     /// # Safety
-    /// No part that lives holds it, and no other thread writes it meanwhile.
-    ///
-    /// # Panics
-    /// When the element is not inside of the slice.
+    /// It is inside of the slice; no part that lives holds it, and no other
+    /// thread reaches it meanwhile.
     #[inline(always)]
     pub unsafe fn set(&self, index: usize, value: T)
     where
         T: Copy,
     {
-        assert!(index < self.len, "element of a shared slice");
-        // SAFETY: inside of the slice, and the caller promises exclusiveness.
+        debug_assert!(index < self.len, "element of a shared slice");
+        // SAFETY: the caller's promise.
         unsafe { self.pointer.add(index).write(value) };
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use llama4rs_tensor::{Error, Result};
 use memmap2::MmapMut;
 
-use crate::simd::{Dispatch, Kernel, Simd, LANES};
+use crate::simd::{Dispatch, IntegerKernel, Integers, Kernel, Simd, LANES};
 use crate::InstructionSet;
 
 /// Places in memory that one thread reads in turn.
@@ -60,6 +60,18 @@ pub fn multiply_add_peak(threads: usize, rounds: usize) -> Result<Vec<f64>> {
         }
     });
     let operations = (threads * STEPS * CHAINS * LANES * 2) as f64;
+    Ok(seconds.into_iter().map(|seconds| operations / seconds).collect())
+}
+
+/// Integer operations per second that `threads` threads reach together with dot
+/// products of bytes (two operations for each product) out of registers.
+pub fn integer_dot_peak(threads: usize, rounds: usize) -> Result<Vec<f64>> {
+    check_threads(threads)?;
+    let dispatch = detected();
+    let seconds = in_threads(threads, rounds, |_| {
+        move || dispatch.run_integers(IntegerDot { steps: black_box(STEPS) })
+    });
+    let operations = (threads * STEPS * CHAINS * LANES * 4 * 2) as f64;
     Ok(seconds.into_iter().map(|seconds| operations / seconds).collect())
 }
 
@@ -157,6 +169,31 @@ impl Kernel for MultiplyAdd {
     }
 }
 
+/// Independent chains of integer dot products.
+struct IntegerDot {
+    steps: usize,
+}
+
+impl IntegerKernel for IntegerDot {
+    #[inline(always)]
+    fn run<I: Integers>(self, integers: I) {
+        let weights = integers.splat(black_box(0x0302_0100));
+        let x = integers.splat(black_box(0x0101_0101));
+        let mut sums = [weights; CHAINS];
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                *sum = integers.dot_nibbles(*sum, weights, x);
+            }
+        }
+        let simd = integers.simd();
+        let mut total = simd.splat(0.0);
+        for sum in sums {
+            total = simd.add(total, integers.to_floats(sum));
+        }
+        black_box(simd.sum(total));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +204,7 @@ mod tests {
             for rates in [
                 read_bandwidth(10 << 20, threads, 2).unwrap(),
                 multiply_add_peak(threads, 2).unwrap(),
+                integer_dot_peak(threads, 2).unwrap(),
             ] {
                 assert_eq!(rates.len(), 2);
                 assert!(rates.iter().all(|&rate| rate.is_finite() && rate > 1e6), "{rates:?}");
@@ -179,6 +217,7 @@ mod tests {
         assert!(read_bandwidth(1 << 20, 0, 1).is_err());
         assert!(read_bandwidth(100, 1, 1).is_err());
         assert!(multiply_add_peak(0, 1).is_err());
+        assert!(integer_dot_peak(0, 1).is_err());
     }
 
     #[test]

@@ -48,3 +48,15 @@ pub(crate) fn multiply_add_peak(
     detached(py, || llama4rs_cpu::multiply_add_peak(threads, rounds))?
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
+
+/// Operations per second of integer dot products that `threads` threads reach, once per round.
+#[pyfunction]
+#[pyo3(signature = (threads, rounds = 5))]
+pub(crate) fn integer_dot_peak(
+    py: Python<'_>,
+    threads: usize,
+    rounds: usize,
+) -> PyResult<Vec<f64>> {
+    detached(py, || llama4rs_cpu::integer_dot_peak(threads, rounds))?
+        .map_err(|error| PyValueError::new_err(error.to_string()))
+}

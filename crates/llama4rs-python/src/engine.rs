@@ -7,13 +7,12 @@ use llama4rs_cpu::{Arithmetic, Cpu};
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
 use llama4rs_model::{Llama4, VisionModel};
 use llama4rs_tensor::{Backend, KvDtype, WeightFormat};
-use numpy::{
-    PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods,
-};
+use numpy::{PyArray2, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::arrays;
 use crate::checkpoint::{parse_format, parse_rules, tensor_list};
 use crate::device::CpuEngine;
 use crate::errors;
@@ -94,7 +93,7 @@ fn open(
     })
 }
 
-fn parse_kv_dtype(name: Option<&str>) -> PyResult<Option<KvDtype>> {
+pub(crate) fn parse_kv_dtype(name: Option<&str>) -> PyResult<Option<KvDtype>> {
     match name {
         None | Some("auto") => Ok(None),
         Some("f32") => Ok(Some(KvDtype::F32)),
@@ -276,7 +275,7 @@ impl Engine {
             outcome.map_err(|error| signals.raised.unwrap_or_else(|| errors::engine(py, error)))?;
         let hidden = self.engine.model().config().hidden_size;
         let rows = features.len() / hidden;
-        PyArray1::from_vec(py, features).reshape([rows, hidden])
+        arrays::matrix(py, features, rows, hidden)
     }
 
     /// Logits `[tokens, vocab]` of a fresh sequence, all positions.
@@ -300,7 +299,7 @@ impl Engine {
         while request.next(py)?.is_some() {}
         let logits = request.request.take_logits();
         let vocab = self.engine.model().config().vocab_size;
-        PyArray1::from_vec(py, logits).reshape([tokens, vocab])
+        arrays::matrix(py, logits, tokens, vocab)
     }
 }
 

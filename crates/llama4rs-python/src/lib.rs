@@ -4,12 +4,14 @@
 //! `python/llama4rs/_llama4rs.pyi`. Every call that computes runs detached from
 //! the interpreter, on data that Rust owns; no panic crosses into Python.
 
+mod arrays;
 mod checkpoint;
 mod device;
 mod engine;
 mod errors;
 mod guard;
 mod plan;
+mod probe;
 mod progress;
 mod request;
 
@@ -19,11 +21,13 @@ mod _llama4rs {
     #[pymodule_export]
     use super::checkpoint::{open_info, pack, synth, verify};
     #[pymodule_export]
-    use super::device::{cpu_features, multiply_add_peak, read_bandwidth};
+    use super::device::{cpu_features, integer_dot_peak, multiply_add_peak, read_bandwidth};
     #[pymodule_export]
     use super::engine::Engine;
     #[pymodule_export]
     use super::plan::{plan_sizes, plan_tensors};
+    #[pymodule_export]
+    use super::probe::{attention_seconds, matmul_seconds};
     #[pymodule_export]
     use super::request::{Event, Request};
 

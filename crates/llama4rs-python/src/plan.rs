@@ -62,6 +62,7 @@ fn vision_sizes<'py>(py: Python<'py>, vision: &VisionConfig) -> PyResult<Bound<'
         &[
             ("hidden_size", vision.hidden_size),
             ("num_layers", vision.num_layers),
+            ("num_heads", vision.num_heads),
             ("intermediate_size", vision.intermediate_size),
             ("num_patches", vision.num_patches()),
             ("patch_values", vision.patch_values()),

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use llama4rs_engine as engine;
-use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::arrays;
 use crate::device::CpuEngine;
 use crate::errors;
 use crate::guard::{detached, Signals};
@@ -65,7 +66,7 @@ impl Request {
     fn expert_usage<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<u64>>> {
         let layers = self.engine.model().config().layers.len();
         let usage = self.request.expert_usage();
-        PyArray1::from_vec(py, usage.counts).reshape([layers, usage.num_experts])
+        arrays::matrix(py, usage.counts, layers, usage.num_experts)
     }
 }
 

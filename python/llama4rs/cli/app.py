@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import chat, demo, generate, models, synth
+from . import chat, demo, generate, models, plan, synth
 
 __all__ = ["app"]
 
@@ -47,5 +47,6 @@ app.command("chat")(chat.chat)
 app.command("pack")(models.pack)
 app.command("info")(models.info)
 app.command("verify")(models.verify)
+app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
 app.command("synth")(synth.synth)

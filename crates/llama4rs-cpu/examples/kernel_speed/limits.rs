@@ -9,8 +9,10 @@ use llama4rs_cpu::InstructionSet;
 /// The limits of some threads with some instructions.
 #[derive(Clone, Copy)]
 pub struct Limits {
-    /// GB/s read from memory.
+    /// GB/s read from memory in pages of the usual size, like that of weights.
     pub reads: f64,
+    /// GB/s read from memory in large pages.
+    pub large_reads: f64,
     /// GFLOP/s of single-precision multiply-adds.
     pub floats: f64,
     /// GOP/s of integer dot products, bytes by bytes.
@@ -20,8 +22,10 @@ pub struct Limits {
 impl Limits {
     /// Measures them.
     pub fn measure(threads: usize, set: InstructionSet) -> Self {
+        let large = llama4rs_cpu::read_bandwidth(threads << 27, threads, 20).expect("memory");
         Self {
             reads: read_bandwidth(threads),
+            large_reads: large.into_iter().fold(0.0, f64::max) / 1e9,
             floats: floats(threads, set),
             integers: integers(threads, set),
         }
@@ -29,7 +33,7 @@ impl Limits {
 }
 
 /// GB/s that the threads read together from memory of their own.
-pub fn read_bandwidth(threads: usize) -> f64 {
+fn read_bandwidth(threads: usize) -> f64 {
     const WORDS: usize = 16 << 20;
     let time = in_threads(threads, || {
         let words = vec![1u64; WORDS];

@@ -105,9 +105,10 @@ struct Work {
 impl Bench {
     fn limits(&self) -> Limits {
         let limits = Limits::measure(self.cpu.num_threads(), self.set);
+        let Limits { reads, large_reads, floats, integers } = limits;
         println!(
-            "  limits now: reads {:.1} GB/s, single precision {:.0} GFLOP/s, integers {:.0} GOP/s",
-            limits.reads, limits.floats, limits.integers
+            "  limits now: reads {reads:.1} GB/s ({large_reads:.1} in large pages), \
+             single precision {floats:.0} GFLOP/s, integers {integers:.0} GOP/s"
         );
         limits
     }
@@ -171,7 +172,8 @@ impl Bench {
         self.product(&[random_matrix(format, 1, 5632, 1408)], 577, self.limits());
     }
 
-    /// A mixture of 16 experts, top 1, hidden 2048, intermediate 2048.
+    /// A mixture of 16 experts, top 1, hidden 2048, intermediate 2048: one row,
+    /// two rows and 32 rows for each expert.
     fn experts(&self, format: WeightFormat) {
         let (cpu, count, width) = (&self.cpu, 16, 2048);
         let limits = self.limits();

@@ -21,8 +21,8 @@ use std::ops::Range;
 use llama4rs_tensor::{ExpertWeights, PackedMatrix, Result};
 
 use super::matmul::{
-    add_tiles, multiply, Form, Inputs, MatmulTask, PackedRows, Panels, SharedRows, Tile, MAX_GROUP,
-    MAX_OUTPUTS,
+    add_tiles, multiply, panels_at_once, Form, Inputs, MatmulTask, PackedRows, Panels, SharedRows,
+    Tile, MAX_GROUP, MAX_OUTPUTS,
 };
 use super::route::Routing;
 use super::swiglu::swiglu_lanes;
@@ -80,8 +80,10 @@ pub fn experts(
 
     let wanted = (threads.count() * 4).div_ceil(active.len().max(1));
     let wanted = if threads.count() == 1 { 1 } else { wanted };
-    let step = panels_of_a_group(hidden.form());
-    let panels_per_task = Panels::of(gate, 0).per_task(wanted).div_ceil(2).next_multiple_of(step);
+    let reused = tiles.len() > active.len();
+    let unit = panels_of_a_group(hidden.form());
+    let panels_per_task = Panels::of(gate, 0).per_task(wanted, reused).div_ceil(2);
+    let panels_per_task = panels_per_task.next_multiple_of(unit);
     let parts = Panels::of(gate, 0).count().div_ceil(panels_per_task);
     let (gate_rows, up_rows) = (inputs.rows_for(gate, arithmetic), inputs.rows_for(up, arithmetic));
     let shared = hidden.shared();
@@ -94,7 +96,7 @@ pub fn experts(
         dispatch.run_integers(GateUp { gate, up, gate_rows, up_rows, panels, tiles, hidden });
     });
 
-    let panels_per_task = Panels::of(down, 0).per_task(wanted);
+    let panels_per_task = Panels::of(down, 0).per_task(wanted, reused);
     let parts = Panels::of(down, 0).count().div_ceil(panels_per_task);
     let shared = Shared::new(outputs.values_mut());
     threads.for_each(active.len() * parts, |task| {
@@ -152,8 +154,8 @@ impl ExpertScratch {
     }
 }
 
-/// Panels of `gate` and `up` to do at once: their outputs are what `down` reads,
-/// where the inputs of a group become codes together.
+/// Panels of `gate` and `up` whose outputs become inputs of `down` together: those
+/// of a group, where they become codes.
 fn panels_of_a_group(form: Form) -> usize {
     match form {
         Form::Floats => 4,
@@ -177,23 +179,27 @@ impl IntegerKernel for GateUp<'_> {
     fn run<I: Integers>(self, integers: I) {
         let Self { gate, up, gate_rows, up_rows, panels, tiles, hidden } = self;
         let (mut gates, mut ups) = ([0.0; MAX_OUTPUTS], [0.0; MAX_OUTPUTS]);
-        let step = panels_of_a_group(hidden.form());
+        let unit = panels_of_a_group(hidden.form());
         for &tile in tiles {
-            for start in panels.clone().step_by(step) {
-                let step = start..panels.end.min(start + step);
+            let most = panels_at_once(tile.rows) / unit * unit;
+            for start in panels.clone().step_by(most) {
+                let step = start..panels.end.min(start + most);
                 multiply(integers, &gate, step.clone(), gate_rows, tile, &mut gates);
                 multiply(integers, &up, step.clone(), up_rows, tile, &mut ups);
                 let size = tile.rows * LANES;
                 activate(integers.simd(), &mut gates[..step.len() * size], &ups);
-                let (from, end) = (start * LANES, gate.rows.min(step.end * LANES));
-                for r in 0..tile.rows {
-                    let mut x = [0.0; MAX_GROUP];
-                    for (x, gates) in x.chunks_exact_mut(LANES).zip(gates.chunks_exact(size)) {
-                        x.copy_from_slice(&gates[r * LANES..][..LANES]);
+                for (i, gates) in gates[..step.len() * size].chunks(unit * size).enumerate() {
+                    let from = (start + i * unit) * LANES;
+                    let end = gate.rows.min(from + unit * LANES);
+                    for r in 0..tile.rows {
+                        let mut x = [0.0; MAX_GROUP];
+                        for (x, gates) in x.chunks_exact_mut(LANES).zip(gates.chunks_exact(size)) {
+                            x.copy_from_slice(&gates[r * LANES..][..LANES]);
+                        }
+                        let x = &x[..end - from];
+                        // SAFETY: no other task has these panels and this tile.
+                        unsafe { hidden.write(integers.simd(), tile, r, from, x, 1.0) };
                     }
-                    x[end - from..].fill(0.0);
-                    // SAFETY: no other task has these panels and this tile.
-                    unsafe { hidden.write(tile, r, from, end - from, &x) };
                 }
             }
         }

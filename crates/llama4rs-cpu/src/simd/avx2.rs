@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{int4_shift, Kernel, Simd};
+use super::{int4_shift, Kernel, Simd, LANES};
 
 /// The token of AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -84,6 +84,11 @@ impl Simd for Avx2 {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
 
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
@@ -141,6 +146,21 @@ impl Simd for Avx2 {
             let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, a: Self::F) -> [u32; LANES / 4] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            // Byte 0 of each word to the front of its half register.
+            let first = _mm256_set1_epi32(0x0C08_0400);
+            let half = |a: __m256| {
+                let words = _mm256_shuffle_epi8(_mm256_castps_si256(a), first);
+                [_mm256_extract_epi32::<0>(words) as u32, _mm256_extract_epi32::<4>(words) as u32]
+            };
+            let ([a, b], [c, d]) = (half(a.0), half(a.1));
+            [a, b, c, d]
         }
     }
 

@@ -90,6 +90,11 @@ impl Simd for Avx512 {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
 
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
@@ -168,6 +173,15 @@ impl Simd for Avx512 {
             let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
             let sums = _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums));
             std::mem::transmute::<__m128, [f32; 4]>(sums)
+        }
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, a: Self::F) -> [u32; LANES / 4] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_castps_si512(a));
+            std::mem::transmute::<__m128i, [u32; LANES / 4]>(bytes)
         }
     }
 

@@ -83,6 +83,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn line(self, from: *const u8) -> Self::W;
     /// Asks for the cache line at `address`, which need not be valid.
     fn prefetch(self, address: *const u8);
+    /// The same, not closer than the second cache.
+    fn prefetch_far(self, address: *const u8);
 
     /// `a + b`
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -110,6 +112,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum_four(self, a: [Self::F; 4]) -> [f32; 4] {
         [self.sum(a[0]), self.sum(a[1]), self.sum(a[2]), self.sum(a[3])]
     }
+
+    /// The low byte of every lane's bits, four to a word.
+    fn low_bytes(self, a: Self::F) -> [u32; LANES / 4];
 
     /// The line as 16 floats.
     fn f32_code(self, line: Self::W) -> Self::F;

@@ -64,6 +64,8 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {}
+    #[inline(always)]
+    fn prefetch_far(self, _address: *const u8) {}
 
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
@@ -105,6 +107,14 @@ impl Simd for Scalar {
     #[inline(always)]
     fn largest(self, a: Self::F) -> f32 {
         fold(a, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, a: Self::F) -> [u32; LANES / 4] {
+        let byte = |i: usize| a[i].to_bits() as u8;
+        std::array::from_fn(|i| {
+            u32::from_le_bytes([byte(4 * i), byte(4 * i + 1), byte(4 * i + 2), byte(4 * i + 3)])
+        })
     }
 
     #[inline(always)]

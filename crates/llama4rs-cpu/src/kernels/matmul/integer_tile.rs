@@ -6,7 +6,6 @@ use std::ops::Range;
 use super::packed_rows::group_words;
 use super::panels::Panels;
 use super::shapes::shapes;
-use super::tile::MAX_OUTPUTS;
 use crate::simd::{IntegerKernel, Integers, Simd, Words, LANES};
 
 /// The codes of an integer weight format.
@@ -66,41 +65,49 @@ pub fn multiply_integers<I: Integers, C: IntegerCodes>(
     panels: Range<usize>,
     x: &[u32],
     rows: usize,
-    out: &mut [f32; MAX_OUTPUTS],
+    out: &mut [f32],
 ) {
-    let mut out = out.as_mut_slice();
-    let mut panel = panels.start;
-    while panel < panels.end {
-        let left = panels.end - panel;
+    let mut done = 0;
+    while done < panels.len() {
+        let (panel, left) = (panels.start + done, panels.len() - done);
+        let out = &mut out[done * rows * LANES..];
+        // As many panels at once as the registers hold sums for: several streams
+        // of weights, far from each other, hide the latency of the memory.
         let many = I::Simd::MANY_REGISTERS;
-        let done = shapes!(rows, left, R, P, run::<I, C, R, P>(integers, matrix, panel, x, out), {
-            1 x 4 if true;
-            2 x 4 if many;
-            2 x 2 if true;
-            3 | 4 | 5 | 6 x 2 if many;
-            1 | 2 | 3 | 4 x 1 if true;
-            5 | 6 x 1 if I::Simd::TILE_ROWS >= 6;
-            7 | 8 | 9 | 10 | 11 | 12 x 1 if I::Simd::TILE_ROWS >= 12;
-        });
-        out = &mut out[done * rows * LANES..];
-        panel += done;
+        done += shapes!(
+            rows,
+            left,
+            |R, P, start, apart| run::<I, C, R, P>(integers, matrix, panel, start, apart, x, out),
+            {
+                1 x 4 if true;
+                2 | 3 | 4 x 4 if many;
+                2 x 2 if true;
+                3 | 4 | 5 | 6 | 7 | 8 x 2 if many;
+                1 | 2 | 3 | 4 x 1 if true;
+                5 | 6 x 1 if I::Simd::TILE_ROWS >= 6;
+                7 | 8 | 9 | 10 | 11 | 12 x 1 if I::Simd::TILE_ROWS >= 12;
+            }
+        );
     }
 }
 
+/// One brick: panels `first + start`, `first + start + apart`, ...; `out` begins
+/// with panel `first`.
 fn run<I: Integers, C: IntegerCodes, const R: usize, const P: usize>(
     integers: I,
     matrix: &Panels,
-    first_panel: usize,
+    first: usize,
+    start: usize,
+    apart: usize,
     x: &[u32],
     out: &mut [f32],
 ) {
-    let panels = std::array::from_fn(|p| matrix.panel(first_panel + p));
+    let panels = std::array::from_fn(|p| matrix.panel(first + start + p * apart));
     let group = matrix.format.group().expect("an integer format");
     let groups = matrix.cols.div_ceil(group);
     assert!(x.len() >= R * groups * group_words(group), "tile inputs");
-    assert!(out.len() >= R * P * LANES, "tile outputs");
-    let codes = PhantomData::<C>;
-    integers.run_integers(IntegerTile::<C, R, P> { panels, groups, group, x, out, codes })
+    let (out, codes) = (&mut out[start * R * LANES..], PhantomData::<C>);
+    integers.run_integers(IntegerTile::<C, R, P> { panels, groups, group, x, out, apart, codes })
 }
 
 /// See the comment of [`super`] for the order of operations.
@@ -110,16 +117,19 @@ struct IntegerTile<'a, C: IntegerCodes, const R: usize, const P: usize> {
     group: usize,
     x: &'a [u32],
     out: &'a mut [f32],
+    apart: usize,
     codes: PhantomData<C>,
 }
 
-/// Bytes that a tile asks for ahead of their use.
-const PREFETCH_BYTES: usize = 1024;
+/// Bytes ahead of their use that lines of weights are asked into the first cache.
+const NEAR: usize = 512;
+/// The same for the second cache, shared among the panels.
+const FAR: usize = 4096;
 
 impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerTile<'_, C, R, P> {
     #[inline(always)]
     fn run<I: Integers>(self, integers: I) {
-        let Self { panels, groups, group, x, out, codes: _ } = self;
+        let Self { panels, groups, group, x, out, apart, codes: _ } = self;
         let simd = integers.simd();
         let lines = group / (4 * C::WORDS);
         let code_bytes = groups * lines * 64;
@@ -140,7 +150,8 @@ impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerT
                 // SAFETY: a panel holds `code_bytes` of lines, and `at` is below that.
                 let mut line = [unsafe { simd.line(panels[0].as_ptr().add(at)) }; P];
                 for p in 0..P {
-                    simd.prefetch(panels[p].as_ptr().wrapping_add(at + PREFETCH_BYTES));
+                    simd.prefetch_far(panels[p].as_ptr().wrapping_add(at + FAR / P));
+                    simd.prefetch(panels[p].as_ptr().wrapping_add(at + NEAR));
                     // SAFETY: as above.
                     line[p] = unsafe { simd.line(panels[p].as_ptr().add(at)) };
                 }
@@ -175,7 +186,7 @@ impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerT
         }
         for p in 0..P {
             for r in 0..R {
-                let out = &mut out[(p * R + r) * LANES..][..LANES];
+                let out = &mut out[(p * apart * R + r) * LANES..][..LANES];
                 // SAFETY: `out` has 16 floats.
                 unsafe { simd.store(total[p][r], out.as_mut_ptr()) };
             }

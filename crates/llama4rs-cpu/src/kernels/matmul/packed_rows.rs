@@ -135,38 +135,45 @@ impl SharedRows<'_> {
         self.form
     }
 
-    /// Writes inputs `from .. from + len` of row `r` of a tile: the first `len`
-    /// of `x`, whose rest is zero. As codes they are one group. Call it inside of a kernel.
+    /// Writes inputs of row `r` of a tile, from `from` on: `factor * x`. As codes
+    /// they are one group, or what is left of the row. Call it inside of a kernel.
     ///
     /// # Safety
     /// Nothing else reaches these inputs of the row meanwhile.
     #[inline(always)]
-    pub unsafe fn write(
+    pub unsafe fn write<S: Simd>(
         &self,
+        simd: S,
         tile: Tile,
         r: usize,
         from: usize,
-        len: usize,
-        x: &[f32; MAX_GROUP],
+        x: &[f32],
+        factor: f32,
     ) {
         let row_words = self.form.row_words(self.cols);
-        assert!(len <= MAX_GROUP && from + len <= self.cols && r < tile.rows, "inputs of a tile");
-        let start = tile.first * row_words;
-        // SAFETY: below `words.len()`, as `words` checks; nobody else's words.
-        let put = |at: usize, word: u32| unsafe {
-            self.words.set(start + at * tile.rows + r, word);
-        };
+        assert!(from + x.len() <= self.cols && r < tile.rows, "inputs of a tile");
+        let end = (tile.first + tile.rows) * row_words;
+        assert!(end <= self.words.len(), "a tile of these rows");
+        let row = tile.first * row_words + r;
+        // SAFETY: all `at` are below `row_words`, and these words are nobody else's.
+        let put = |at: usize, word: u32| unsafe { self.words.set(row + at * tile.rows, word) };
         match self.form {
             Form::Floats => {
-                for (i, x) in x[..len].iter().enumerate() {
-                    put(from + i, x.to_bits());
+                for (i, x) in x.iter().enumerate() {
+                    put(from + i, (factor * x).to_bits());
                 }
-                if from + len == self.cols {
+                if from + x.len() == self.cols {
                     (self.cols..row_words).for_each(|at| put(at, 0));
                 }
             }
             Form::Codes { group, zero } => {
-                let codes = quantise(x, group);
+                let codes = if x.len() == group {
+                    quantise(simd, x, factor)
+                } else {
+                    let mut padded = [0.0; MAX_GROUP];
+                    padded[..x.len()].copy_from_slice(x);
+                    quantise(simd, &padded[..group], factor)
+                };
                 let at = from / group * group_words(group);
                 put(at, (-zero * codes.sum) as u32);
                 for (i, &word) in codes.words[..group / 4].iter().enumerate() {
@@ -191,19 +198,15 @@ impl Kernel for Fill<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { rows, tile, r, x, scale } = self;
         let step = match rows.form {
-            Form::Floats => MAX_GROUP,
+            Form::Floats => x.len().max(1),
             Form::Codes { group, .. } => group,
         };
         for (i, x) in x.chunks(step).enumerate() {
-            let mut scaled = [0.0; MAX_GROUP];
-            for (scaled, x) in scaled.iter_mut().zip(x) {
-                *scaled = scale * x;
-            }
             // SAFETY: every row of a tile is filled once.
-            unsafe { rows.write(tile, r, i * step, x.len(), &scaled) };
+            unsafe { rows.write(simd, tile, r, i * step, x, scale) };
         }
     }
 }

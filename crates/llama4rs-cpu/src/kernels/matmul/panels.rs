@@ -45,13 +45,12 @@ impl<'a> Panels<'a> {
         index * PANEL_ROWS..self.rows.min((index + 1) * PANEL_ROWS)
     }
 
-    /// How many panels make one task: not more than stays in a core's cache,
-    /// and few enough for `tasks` tasks.
-    pub fn per_task(&self, tasks: usize) -> usize {
-        const TASK_BYTES: usize = 256 << 10;
-        let cached = TASK_BYTES / self.format.panel_bytes(self.cols);
+    /// How many panels make one task: few enough for `tasks` tasks; if they are
+    /// `reused` for several tiles, not more than stays in a core's cache.
+    pub fn per_task(&self, tasks: usize, reused: bool) -> usize {
+        let most = if reused { 256 << 10 } else { 1 << 20 } / self.format.panel_bytes(self.cols);
         let fair = self.count() / tasks.max(1);
-        match cached.min(fair) {
+        match most.min(fair) {
             few @ 0..=3 => few.max(1),
             many => many / 4 * 4,
         }

@@ -9,6 +9,8 @@
 //! and where some `x[i]` is not finite the codes are zero and the scale is not a
 //! number, which makes every output of the row one, too.
 
+use crate::simd::{Simd, LANES};
+
 /// Most inputs in a group.
 pub const MAX_GROUP: usize = 128;
 /// Groups of smaller activations are taken as zeros: `127 / top` stays finite.
@@ -26,28 +28,37 @@ pub struct Group {
     pub scale: f32,
 }
 
-/// Quantises the first `len` of `x`, a multiple of 32.
+/// Quantises `factor * x`, whose length is a multiple of 16 and at most
+/// [`MAX_GROUP`]. Call it inside of a kernel.
 #[inline(always)]
-pub fn quantise(x: &[f32; MAX_GROUP], len: usize) -> Group {
-    let x = &x[..len];
-    // As integers the magnitudes have the order of the floats; what is not
-    // finite comes last.
-    let top = x.iter().fold(0, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF));
-    let top = f32::from_bits(top);
+pub fn quantise<S: Simd>(simd: S, x: &[f32], factor: f32) -> Group {
+    let vectors = x.chunks_exact(LANES);
+    let (zero, factor) = (simd.splat(0.0), simd.splat(factor));
+    let (mut top, mut low, mut zeros) = (zero, zero, zero);
+    for x in vectors.clone() {
+        // SAFETY: 16 floats.
+        let x = simd.mul(factor, unsafe { simd.load(x.as_ptr()) });
+        top = simd.max(x, top);
+        low = simd.min(x, low);
+        zeros = simd.fma(x, zero, zeros);
+    }
+    let top = simd.largest(simd.max(top, simd.sub(zero, low)));
     let mut group = Group { words: [0; MAX_GROUP / 4], sum: 0, scale: 0.0 };
-    if !top.is_finite() {
+    // Zero times a finite number is zero, times anything else not a number.
+    if simd.sum(zeros) != 0.0 {
         group.scale = f32::NAN;
     } else if top >= TINY {
         group.scale = top / 127.0;
-        let inverse = 127.0 / top;
-        for (word, x) in group.words.iter_mut().zip(x.chunks_exact(4)) {
-            let mut bytes = [0; 4];
-            for i in 0..4 {
-                bytes[i] = (x[i] * inverse + MAGIC).to_bits() as u8;
-                group.sum += bytes[i] as i8 as i32;
-            }
-            *word = u32::from_le_bytes(bytes);
+        let (inverse, magic) = (simd.splat(127.0 / top), simd.splat(MAGIC));
+        let mut sum = zero;
+        for (words, x) in group.words.chunks_exact_mut(LANES / 4).zip(vectors) {
+            // SAFETY: 16 floats.
+            let x = simd.mul(factor, unsafe { simd.load(x.as_ptr()) });
+            let rounded = simd.add(simd.mul(x, inverse), magic);
+            words.copy_from_slice(&simd.low_bytes(rounded));
+            sum = simd.add(sum, simd.sub(rounded, magic));
         }
+        group.sum = simd.sum(sum) as i32;
     }
     group
 }
@@ -55,14 +66,36 @@ pub fn quantise(x: &[f32; MAX_GROUP], len: usize) -> Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::Random;
+    use crate::simd::Kernel;
+    use crate::test_support::{all_dispatches, Random};
 
+    struct Quantise<'a>(&'a [f32; MAX_GROUP], usize);
+
+    impl Kernel for Quantise<'_> {
+        type Output = Group;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Group {
+            quantise(simd, &self.0[..self.1], 1.0)
+        }
+    }
+
+    /// Codes, sum and scale, after a check that all instruction sets agree.
     fn codes(x: &[f32]) -> (Vec<i8>, i32, f32) {
         let mut padded = [0.0; MAX_GROUP];
         padded[..x.len()].copy_from_slice(x);
-        let group = quantise(&padded, x.len().next_multiple_of(32));
-        let codes = group.words.iter().flat_map(|word| word.to_le_bytes().map(|byte| byte as i8));
-        (codes.take(x.len()).collect(), group.sum, group.scale)
+        let mut results = all_dispatches().into_iter().map(|(_, dispatch)| {
+            let group = dispatch.run(Quantise(&padded, x.len().next_multiple_of(32)));
+            let codes = group.words.iter().flat_map(|word| word.to_le_bytes());
+            let codes: Vec<i8> = codes.map(|byte| byte as i8).collect();
+            (codes, group.sum, group.scale)
+        });
+        let (mut codes, sum, scale) = results.next().unwrap();
+        for other in results {
+            assert_eq!((&codes, sum, scale.to_bits()), (&other.0, other.1, other.2.to_bits()));
+        }
+        assert!(codes.drain(x.len()..).all(|code| code == 0));
+        (codes, sum, scale)
     }
 
     #[test]

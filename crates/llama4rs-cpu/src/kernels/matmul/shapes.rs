@@ -1,11 +1,12 @@
 //! Choosing among the shapes that a brick is compiled for.
 
-/// Runs a brick of `rows` rows and as many panels as the first line that fits
-/// says; `left` panels are there. Gives the number of panels done.
+/// Runs bricks for `rows` rows and most of `left` panels; gives the number of
+/// panels done. The first line that fits says how many panels a brick has.
 ///
-/// `$r` and `$p` stand for the rows and panels in the call.
+/// `$r` and `$p` stand for the rows and panels of the brick in the call; its
+/// panels are `left / $p` apart from each other.
 macro_rules! shapes {
-    ($rows:expr, $left:expr, $r:ident, $p:ident, $call:expr, {
+    ($rows:expr, $left:expr, |$r:ident, $p:ident, $start:ident, $apart:ident| $call:expr, {
         $($($n:literal)|+ x $panels:literal if $fits:expr;)+
     }) => {
         match $rows {
@@ -13,8 +14,11 @@ macro_rules! shapes {
                 $n if $left >= $panels && $fits => {
                     const $r: usize = $n;
                     const $p: usize = $panels;
-                    $call;
-                    $panels
+                    let $apart = $left / $p;
+                    for $start in 0..$apart {
+                        $call;
+                    }
+                    $apart * $p
                 }
             )+)+
             rows => unreachable!("no tile of {rows} rows"),

@@ -5,16 +5,8 @@ use std::ops::Range;
 
 use super::codes::Codes;
 use super::panels::Panels;
-use super::quantise::MAX_GROUP;
 use super::shapes::shapes;
 use crate::simd::{Kernel, Simd, LANES};
-
-/// Most panels that one call multiplies: a group of the largest size has as many.
-pub const MAX_PANELS: usize = MAX_GROUP / LANES;
-/// Most rows that a tile has.
-pub const MAX_ROWS: usize = 12;
-/// Floats that one call writes at most.
-pub const MAX_OUTPUTS: usize = MAX_ROWS * LANES * MAX_PANELS;
 
 /// Bytes that a tile of one row asks for ahead of its use.
 const PREFETCH_BYTES: usize = 1024;
@@ -28,41 +20,49 @@ pub fn multiply_floats<S: Simd, C: Codes>(
     panels: Range<usize>,
     x: &[u32],
     rows: usize,
-    out: &mut [f32; MAX_OUTPUTS],
+    out: &mut [f32],
 ) {
-    let mut out = out.as_mut_slice();
-    let mut panel = panels.start;
-    while panel < panels.end {
-        let left = panels.end - panel;
+    let mut done = 0;
+    while done < panels.len() {
+        let (panel, left) = (panels.start + done, panels.len() - done);
+        let out = &mut out[done * rows * LANES..];
         // With few rows several panels hide the latency of the multiply-add, as
         // far as the registers hold their sums.
-        let done = shapes!(rows, left, R, P, run::<S, C, R, P>(simd, matrix, panel, x, out), {
-            1 x 4 if true;
-            2 x 4 if S::MANY_REGISTERS;
-            2 x 2 if true;
-            3 | 4 x 2 if S::MANY_REGISTERS;
-            1 | 2 | 3 | 4 x 1 if true;
-            5 | 6 x 1 if S::TILE_ROWS >= 6;
-            7 | 8 | 9 | 10 | 11 | 12 x 1 if S::TILE_ROWS >= 12;
-        });
-        out = &mut out[done * rows * LANES..];
-        panel += done;
+        done += shapes!(
+            rows,
+            left,
+            |R, P, start, apart| run::<S, C, R, P>(simd, matrix, panel, start, apart, x, out),
+            {
+                1 x 4 if true;
+                2 x 4 if S::MANY_REGISTERS;
+                2 x 2 if true;
+                3 | 4 x 2 if S::MANY_REGISTERS;
+                1 | 2 | 3 | 4 x 1 if true;
+                5 | 6 x 1 if S::TILE_ROWS >= 6;
+                7 | 8 | 9 | 10 | 11 | 12 x 1 if S::TILE_ROWS >= 12;
+            }
+        );
     }
 }
 
+/// One brick: panels `first + start`, `first + start + apart`, ...; `out` begins
+/// with panel `first`.
 fn run<S: Simd, C: Codes, const R: usize, const P: usize>(
     simd: S,
     matrix: &Panels,
-    first_panel: usize,
+    first: usize,
+    start: usize,
+    apart: usize,
     x: &[u32],
     out: &mut [f32],
 ) {
-    let panels = std::array::from_fn(|p| matrix.panel(first_panel + p));
+    let panels = std::array::from_fn(|p| matrix.panel(first + start + p * apart));
     let padded_cols = matrix.format.padded_cols(matrix.cols);
     let group = matrix.format.group().unwrap_or(padded_cols);
-    assert!(x.len() >= R * padded_cols && out.len() >= R * P * LANES, "tile buffers");
+    assert!(x.len() >= R * padded_cols, "tile inputs");
     assert!(!C::SCALED || group.is_multiple_of(C::LINE_COLS), "whole lines per group");
-    simd.run(TileProduct::<C, R, P> { panels, padded_cols, group, x, out, codes: PhantomData::<C> })
+    let (out, codes) = (&mut out[start * R * LANES..], PhantomData::<C>);
+    simd.run(TileProduct::<C, R, P> { panels, padded_cols, group, x, out, apart, codes })
 }
 
 /// See the comment of [`super`] for the order of operations.
@@ -72,6 +72,7 @@ struct TileProduct<'a, C: Codes, const R: usize, const P: usize> {
     group: usize,
     x: &'a [u32],
     out: &'a mut [f32],
+    apart: usize,
     codes: PhantomData<C>,
 }
 
@@ -99,7 +100,7 @@ impl<C: Codes, const R: usize, const P: usize> Kernel for TileProduct<'_, C, R, 
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { panels, padded_cols, group, x, out, codes: _ } = self;
+        let Self { panels, padded_cols, group, x, out, apart, codes: _ } = self;
         let code_bytes = padded_cols / C::LINE_COLS * 64;
         let zero = simd.splat(0.0);
         let mut total = [[zero; R]; P];
@@ -146,7 +147,7 @@ impl<C: Codes, const R: usize, const P: usize> Kernel for TileProduct<'_, C, R, 
         }
         for p in 0..P {
             for r in 0..R {
-                let out = &mut out[(p * R + r) * LANES..][..LANES];
+                let out = &mut out[(p * apart * R + r) * LANES..][..LANES];
                 // SAFETY: `out` has 16 floats.
                 unsafe { simd.store(total[p][r], out.as_mut_ptr()) };
             }

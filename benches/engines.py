@@ -1,0 +1,238 @@
+"""The engines that are measured, behind one face.
+
+Each is asked for the same four things: read a prompt, go on from it token by token, do so far
+behind a long prompt, and do so for several sequences at once. Times are taken outside of the
+engines with one clock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llama4rs._llama4rs import Engine
+
+Tokens = list[int]
+Clock = Callable[[], float]
+
+
+class Measured(Protocol):
+    """What an engine must do to be measured."""
+
+    name: str
+    config: dict[str, Any]
+
+    def prefill(self, prompt: Tokens) -> float:
+        """Seconds to read a prompt that was not seen before, up to the first new token."""
+
+    def decode(self, prompt: Tokens, count: int) -> float:
+        """Seconds of `count` further tokens. A prompt that is repeated may be remembered."""
+
+    def decode_batch(self, prompts: list[Tokens], count: int) -> float:
+        """Seconds of `count` steps, each of which makes one token for every prompt."""
+
+    def bytes_per_step(self, sequences: int, depth: int) -> float:
+        """Bytes that one step must read from memory."""
+
+
+def expected_share(config: dict[str, Any], sequences: int) -> float:
+    """The share of the routed experts that some token of a step goes to."""
+    experts: int = config["num_local_experts"]
+    used: int = config["num_experts_per_tok"]
+    return 1 - float(1 - used / experts) ** sequences
+
+
+def visible_tokens(config: dict[str, Any], depth: int) -> int:
+    """Keys that one token sees, added up over the layers."""
+    chunk = config["attention_chunk_size"]
+    return sum(depth % chunk if rope else depth for rope in config["no_rope_layers"])
+
+
+class Llama4rs:
+    """This project."""
+
+    def __init__(self, path: Path, threads: int, context: int, clock: Clock) -> None:
+        """Opens a packed model."""
+        self._clock = clock
+        self.engine = Engine(str(path), threads=threads, max_context=context)
+        self.config: dict[str, Any] = json.loads(self.engine.config_json)
+        self.name = f"llama4rs {self.engine.weights}"
+        self._tensors = self.engine.summary()["tensors"]
+        self._cache_bytes = self.engine.summary()["kv_bytes_per_token"]
+
+    def prefill(self, prompt: Tokens) -> float:
+        """See `Measured`."""
+        started = self._clock()
+        request = self.engine.submit(prompt, max_tokens=1)
+        while request.next() is not None:
+            pass
+        return self._clock() - started
+
+    def decode(self, prompt: Tokens, count: int) -> float:
+        """See `Measured`."""
+        request = self.engine.submit(prompt, max_tokens=count + 1)
+        times = []
+        while (event := request.next()) is not None:
+            if event.token_id is not None:
+                times.append(self._clock())
+        return times[-1] - times[0]
+
+    def decode_batch(self, prompts: list[Tokens], count: int) -> float:
+        """See `Measured`."""
+        requests = [self.engine.submit(prompt, max_tokens=count + 1) for prompt in prompts]
+        for request in requests:
+            while (event := request.next()) is not None and event.token_id is None:
+                pass
+        started = self._clock()
+        for _ in range(count):
+            for request in requests:
+                request.next()
+        return self._clock() - started
+
+    def bytes_per_step(self, sequences: int, depth: int) -> float:
+        """See `Measured`."""
+        share = expected_share(self.config, sequences)
+        weights = sum(
+            tensor["bytes"] * (share if ".experts." in tensor["name"] else 1)
+            for tensor in self._tensors
+            if tensor["name"] != "embed_tokens"
+        )
+        per_key: float = self._cache_bytes / self.config["num_hidden_layers"]
+        return weights + sequences * visible_tokens(self.config, depth) * per_key
+
+
+class LlamaCpp:
+    """llama.cpp through the package llama-cpp-python."""
+
+    BATCH_TOKENS = 2048
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], threads: int, context: int, clock: Clock
+    ) -> None:
+        """Opens a GGUF file; `config` is that of the model which it was made after."""
+        import llama_cpp
+
+        self._clock = clock
+        self.core = llama_cpp
+        self.config, self.context, self.threads = config, context, threads
+        self.name = "llama.cpp Q4_0"
+        self.version = importlib.metadata.version("llama-cpp-python")
+        self._silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._silence, None)
+        llama_cpp.llama_backend_init()
+        parameters = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise OSError(f"llama.cpp cannot open {path}")
+        self._sequences = 0
+        self._state: Any = None
+        self._memory: Any = None
+        self._remembered: Tokens = []
+        self._rng = np.random.default_rng(1)
+
+    def prefill(self, prompt: Tokens) -> float:
+        """See `Measured`."""
+        self._use_sequences(1)
+        self._forget()
+        started = self._clock()
+        self._read(prompt)
+        return self._clock() - started
+
+    def decode(self, prompt: Tokens, count: int) -> float:
+        """See `Measured`."""
+        self._use_sequences(1)
+        if prompt != self._remembered:
+            self._forget()
+            self._read(prompt)
+            self._remembered = prompt
+        self.core.llama_memory_seq_rm(self._memory, 0, len(prompt), -1)
+        self._read(self._random_tokens(1))  # what the first decoded token follows
+        started = self._clock()
+        for token in self._random_tokens(count):
+            self._read([token])
+        return self._clock() - started
+
+    def decode_batch(self, prompts: list[Tokens], count: int) -> float:
+        """See `Measured`."""
+        self._use_sequences(len(prompts))
+        self._forget()
+        for sequence, prompt in enumerate(prompts):
+            entries = [(token, at, sequence) for at, token in enumerate(prompt)]
+            self._step(entries)
+        started = self._clock()
+        for step in range(count):
+            tokens = self._random_tokens(len(prompts))
+            entries = [
+                (token, len(prompts[sequence]) + step, sequence)
+                for sequence, token in enumerate(tokens)
+            ]
+            self._step(entries)
+        return self._clock() - started
+
+    def bytes_per_step(self, sequences: int, depth: int) -> float:
+        """See `Measured`."""
+        from random_gguf import tensors
+
+        share = expected_share(self.config, sequences)
+        weights = sum(
+            tensor.num_bytes * (share if "_exps" in tensor.name else 1)
+            for tensor in tensors(self.config)
+            if not tensor.name.startswith("token_embd")
+        )
+        per_key: int = 2 * self.config["num_key_value_heads"] * self.config["head_dim"] * 2
+        return weights + sequences * visible_tokens(self.config, depth) * per_key
+
+    def _use_sequences(self, sequences: int) -> None:
+        """A context for so many sequences; the last one is kept."""
+        if sequences == self._sequences:
+            return
+        if self._state:
+            self.core.llama_free(self._state)
+        parameters = self.core.llama_context_default_params()
+        parameters.n_ctx = self.context
+        parameters.n_batch = self.BATCH_TOKENS
+        parameters.n_seq_max = sequences
+        parameters.kv_unified = True
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        self._state = self.core.llama_init_from_model(self._model, parameters)
+        if not self._state:
+            raise MemoryError("llama.cpp cannot make a context")
+        self._sequences = sequences
+        self._memory = self.core.llama_get_memory(self._state)
+        self._remembered = []
+
+    def _forget(self) -> None:
+        self.core.llama_memory_clear(self._memory, True)
+        self._remembered = []
+
+    def _random_tokens(self, count: int) -> Tokens:
+        tokens: Tokens = self._rng.integers(0, self.config["vocab_size"], count).tolist()
+        return tokens
+
+    def _read(self, tokens: Tokens) -> None:
+        for first in range(0, len(tokens), self.BATCH_TOKENS):
+            part = tokens[first : first + self.BATCH_TOKENS]
+            array = (ctypes.c_int32 * len(part))(*part)
+            self._check(self.core.llama_batch_get_one(array, len(part)))
+
+    def _step(self, entries: list[tuple[int, int, int]]) -> None:
+        """Reads (token, position, sequence) together; logits of all of them."""
+        batch = self.core.llama_batch_init(len(entries), 0, 1)
+        batch.n_tokens = len(entries)
+        for i, (token, position, sequence) in enumerate(entries):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            batch.logits[i] = True
+        self._check(batch)
+        self.core.llama_batch_free(batch)
+
+    def _check(self, batch: Any) -> None:
+        if (code := self.core.llama_decode(self._state, batch)) != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+        self.core.llama_synchronize(self._state)
