@@ -10,8 +10,9 @@ the longer one of the times to read its weights, keys and values and to do its o
 prompt is its operations, attention left out. Figures are medians with minimum and maximum; shares
 of the limit are computed run by run. --json adds to a list of reports, after each test.
 
---cpu-time counts the processor time of one thread, and takes the best round of the limits: what
-others take of the processor does not count then, what they take of the memory bus does.
+--cpu-time counts the processor time of one thread, and the limits are the best rounds of each run,
+the median of all runs: what others take of the processor does not count then, what they take of
+the memory bus does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -35,8 +36,6 @@ from llama4rs._llama4rs import cpu_features, integer_dot_peak, read_bandwidth
 
 PROBE_BYTES = 512 << 20
 PROBE_ROUNDS = 5
-
-Middle = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def measure(
     config: dict[str, Any],
     threads: int,
     runs: int,
-    middle: Middle,
+    cpu_time: bool,
 ) -> list[dict[str, Any]]:
     """Runs one test on all engines in turns."""
     rng = np.random.default_rng(0)
@@ -119,18 +118,26 @@ def measure(
     for engine in engines:  # page in the weights, grow the buffers, read long prompts once
         test.tokens_per_second(engine, rng, vocab)
     rates: list[list[float]] = [[] for _ in engines]
-    shares: list[list[float]] = [[] for _ in engines]
-    bandwidths, peaks = [], []
+    limits: list[list[tuple[float, float]]] = [[] for _ in engines]
+    best_or_median = max if cpu_time else statistics.median
     for run in range(runs):
         for i, engine in enumerate(engines):
             print(f"{test.name}: run {run + 1} of {runs}, {engine.name}   ", end="\r", flush=True)
-            bandwidth = middle(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS))
-            peak = middle(integer_dot_peak(threads, PROBE_ROUNDS))
-            rate = test.tokens_per_second(engine, rng, vocab)
-            rates[i].append(rate)
-            shares[i].append(rate / test.limit(engine, config, bandwidth, peak))
-            bandwidths.append(bandwidth)
-            peaks.append(peak)
+            bandwidth = best_or_median(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS))
+            peak = best_or_median(integer_dot_peak(threads, PROBE_ROUNDS))
+            limits[i].append((bandwidth, peak))
+            rates[i].append(test.tokens_per_second(engine, rng, vocab))
+    bandwidths, peaks = zip(*(limit for some in limits for limit in some), strict=True)
+    if cpu_time:
+        middle = (statistics.median(bandwidths), statistics.median(peaks))
+        limits = [[middle] * runs for _ in engines]
+    shares = [
+        [
+            rate / test.limit(engine, config, *limit)
+            for rate, limit in zip(rates[i], limits[i], strict=True)
+        ]
+        for i, engine in enumerate(engines)
+    ]
     return [
         {
             "test": test.name,
@@ -177,7 +184,6 @@ def main() -> None:
     if arguments.cpu_time and arguments.threads != 1:
         parser.error("--cpu-time measures one thread: add --threads 1")
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    middle: Middle = max if arguments.cpu_time else statistics.median
     wanted = arguments.tests.split(",")
     tests = [test for test in TESTS if test.name in wanted]
     if len(tests) != len(wanted):
@@ -210,7 +216,7 @@ def main() -> None:
     path = arguments.json
     earlier = json.loads(path.read_text()) if path and path.exists() else []
     for test in tests:
-        for result in measure(test, engines, config, threads, arguments.runs, middle):
+        for result in measure(test, engines, config, threads, arguments.runs, arguments.cpu_time):
             show(result)
             results.append(result)
         if path:

@@ -98,7 +98,7 @@ class Llama4rs:
     def bytes_per_step(self, sequences: int, depth: int) -> float:
         """See `Measured`."""
         share = expected_share(self.config, sequences)
-        weights = sum(
+        weights: float = sum(
             tensor["bytes"] * (share if ".experts." in tensor["name"] else 1)
             for tensor in self._tensors
             if tensor["name"] != "embed_tokens"

@@ -160,18 +160,18 @@ register_loop!(
 register_loop!(dot_256, "avx2,avxvnni", _mm256_set1_epi8(3), _mm256_set1_epi8(-5), |sum, x, y| {
     _mm256_dpbusd_avx_epi32(sum, x, y)
 });
-// The product depends on the sum, or it would be hoisted out of the loop.
+// The factor is the sum, or the product would be hoisted out of the loop.
 register_loop!(
     widening_dot_512,
     "avx512f,avx512bw",
     _mm512_set1_epi8(3),
     _mm512_set1_epi8(1),
     |sum, x, y| {
-        let pairs = _mm512_maddubs_epi16(black_box(x), y);
+        let pairs = _mm512_maddubs_epi16(sum, y);
         _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, y))
     }
 );
 register_loop!(widening_dot_256, "avx2", _mm256_set1_epi8(3), _mm256_set1_epi8(1), |sum, x, y| {
-    let pairs = _mm256_maddubs_epi16(black_box(x), y);
+    let pairs = _mm256_maddubs_epi16(sum, y);
     _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, y))
 });

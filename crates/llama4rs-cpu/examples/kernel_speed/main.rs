@@ -8,8 +8,8 @@
 //! reach in arithmetic out of registers, then products with stacks of matrices
 //! too large for the caches, from one row to a prompt, experts and attention, per
 //! instruction set and arithmetic. Results are first compared with plain
-//! arithmetic. `set`, `arithmetic` and `format` keep what they are the start of;
-//! `-` keeps everything.
+//! arithmetic. `set`, `arithmetic` and `format` keep what has that name; `-` keeps
+//! everything.
 //!
 //! A few rows are measured by the bytes of their weights, many by their
 //! operations; with some rows in between both are shown.
@@ -35,7 +35,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let threads = arguments.first().map_or(2, |n| n.parse().expect("a number of threads"));
     let wanted = |i: usize, name: &dyn ToString| {
-        arguments.get(i).is_none_or(|start| start == "-" || name.to_string().starts_with(start))
+        arguments.get(i).is_none_or(|wanted| wanted == "-" || *wanted == name.to_string())
     };
     println!("{threads} threads; matrices of {OUTPUTS} x {INPUTS}");
     for set in InstructionSet::available() {
