@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 from oracle.checkpoint import make_checkpoint
 from oracle.configs import ALL, SEEDS
+
+# A run in the background may have inherited that Ctrl-C is ignored; the tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeCheckpoint = Callable[..., Path]
 
