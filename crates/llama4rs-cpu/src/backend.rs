@@ -1,8 +1,11 @@
 //! [`Backend`] for [`Cpu`]: shape checks, then one kernel per call.
 
+use std::borrow::Cow;
+
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Error, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, Result, Slot,
+    Backend, Bytes, Error, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId,
+    Result, Slot,
 };
 
 use crate::kernels::kv_pages::KvPages;
@@ -202,8 +205,8 @@ impl Backend for Cpu {
         KvPages::new(geometry)
     }
 
-    fn kv_reserve(&self, pool: &mut KvPages, num_pages: usize) -> Result<()> {
-        pool.reserve(num_pages)
+    fn kv_reserve(&self, pool: &mut KvPages, form: PageForm, num_pages: usize) -> Result<()> {
+        pool.reserve(form, num_pages)
     }
 
     fn write_kv(
@@ -220,16 +223,70 @@ impl Backend for Cpu {
         require_shape("write_kv", keys, slots.len(), cols)?;
         require_shape("write_kv", values, slots.len(), cols)?;
         let beyond = slots.iter().find(|slot| {
-            slot.page as usize >= pool.num_pages() || slot.offset as usize >= geometry.page_tokens
+            let fits = slot.page.form() == PageForm::Exact
+                && pool.has(slot.page)
+                && (slot.offset as usize) < geometry.page_tokens;
+            !fits
         });
         require(
             beyond.is_none(),
             "write_kv",
-            || format!("slots in {} pages of {} tokens", pool.num_pages(), geometry.page_tokens),
+            || {
+                let pages = pool.num_pages(PageForm::Exact);
+                format!("slots in {pages} exact pages of {} tokens", geometry.page_tokens)
+            },
             || format!("{beyond:?}"),
         )?;
         pool.write(&self.threads, layer, slots, keys, values);
         Ok(())
+    }
+
+    fn kv_seal(&self, pool: &mut KvPages, layer: usize, pages: &[(PageId, PageId)]) -> Result<()> {
+        require_layer("kv_seal", pool.geometry(), layer)?;
+        for (exact, sealed) in pages {
+            require_page("kv_seal", pool, *exact)?;
+            require_page("kv_seal", pool, *sealed)?;
+        }
+        let mut targets: Vec<PageId> = pages.iter().map(|(_, sealed)| *sealed).collect();
+        targets.sort_unstable();
+        let differ = targets.windows(2).all(|pair| pair[0] != pair[1]);
+        let forms = |(from, to): &(PageId, PageId)| {
+            (from.form(), to.form()) == (PageForm::Exact, PageForm::Sealed)
+        };
+        require(
+            differ && pages.iter().all(forms),
+            "kv_seal",
+            || "exact pages and a different sealed page for each".to_owned(),
+            || format!("{pages:?}"),
+        )?;
+        pool.seal(&self.threads, layer, pages);
+        Ok(())
+    }
+
+    fn kv_read<'a>(&self, pool: &'a KvPages, page: PageId) -> Result<Cow<'a, [u8]>> {
+        require_page("kv_read", pool, page)?;
+        Ok(Cow::Borrowed(pool.page(page)))
+    }
+
+    fn kv_adopt(&self, pool: &mut KvPages, page: PageId, bytes: Bytes) -> Result<()> {
+        require_page("kv_adopt", pool, page)?;
+        let expected = pool.geometry().page_bytes(page.form());
+        require(
+            bytes.len() == expected,
+            "kv_adopt",
+            || format!("{expected} bytes"),
+            || bytes.len().to_string(),
+        )?;
+        pool.adopt(page, bytes);
+        Ok(())
+    }
+
+    fn kv_discard(&self, pool: &mut KvPages, pages: &[PageId]) {
+        for &page in pages {
+            if pool.has(page) {
+                pool.discard(page);
+            }
+        }
     }
 
     fn attend(
@@ -316,6 +373,19 @@ fn require_layer(operation: &'static str, geometry: &KvGeometry, layer: usize) -
     require(fits, operation, || format!("a layer below {layers}"), || layer.to_string())
 }
 
+fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result<()> {
+    require(
+        pool.has(page),
+        operation,
+        || {
+            let [exact, sealed] =
+                [PageForm::Exact, PageForm::Sealed].map(|form| pool.num_pages(form));
+            format!("a page below {exact} (exact) or {sealed} (sealed)")
+        },
+        || format!("{page:?}"),
+    )
+}
+
 /// An error unless each span has its pages and no row is in two spans.
 fn require_spans(pool: &KvPages, rows: usize, spans: &[KvSpan]) -> Result<()> {
     let mut ranges: Vec<_> = spans.iter().map(|span| span.rows.clone()).collect();
@@ -340,13 +410,16 @@ fn require_spans(pool: &KvPages, rows: usize, spans: &[KvSpan]) -> Result<()> {
             || format!("1 to {held} visible tokens in {} pages", pages.len()),
             || format!("{visible} for the first of {} rows", range.len()),
         )?;
-        let beyond = pages.iter().find(|&&page| page as usize >= pool.num_pages());
-        require(
-            beyond.is_none(),
-            "attend",
-            || format!("pages below {}", pool.num_pages()),
-            || format!("{beyond:?}"),
-        )?;
+        for (index, &page) in pages.iter().enumerate() {
+            require_page("attend", pool, page)?;
+            let end = (index + 1) * pool.geometry().page_tokens;
+            require(
+                page.form() == PageForm::Exact || *visible >= end,
+                "attend",
+                || format!("rows that see all {end} tokens up to a sealed page"),
+                || format!("{visible} for the first"),
+            )?;
+        }
     }
     Ok(())
 }
@@ -416,15 +489,16 @@ mod tests {
         let sizes =
             KvGeometry { num_layers: 2, num_kv_heads: 2, head_dim: 4, page_tokens: 4, dtype };
         let mut pool = cpu.kv_pool(sizes).unwrap();
-        cpu.kv_reserve(&mut pool, 3).unwrap();
+        cpu.kv_reserve(&mut pool, PageForm::Exact, 3).unwrap();
         let x = random.tensor(1, 8);
         let mut write = |layer, page, offset, keys: &Tensor| {
+            let page = PageId::exact(page);
             cpu.write_kv(&mut pool, layer, &[Slot { page, offset }], keys, &x)
         };
         write(1, 2, 3, &x).unwrap();
         refused(write(2, 0, 0, &x), "a layer below 2");
-        refused(write(0, 3, 0, &x), "slots in 3 pages of 4 tokens");
-        refused(write(0, 0, 4, &x), "slots in 3 pages of 4 tokens");
+        refused(write(0, 3, 0, &x), "slots in 3 exact pages of 4 tokens");
+        refused(write(0, 0, 4, &x), "slots in 3 exact pages of 4 tokens");
         refused(write(0, 0, 0, &random.tensor(1, 4)), "expected [1, 8]");
 
         let queries = random.tensor(3, 16);
@@ -434,7 +508,7 @@ mod tests {
                     .iter()
                     .map(|(rows, pages, visible)| KvSpan {
                         rows: rows.clone(),
-                        pages: pages.to_vec(),
+                        pages: pages.iter().map(|&page| PageId::exact(page)).collect(),
                         visible: *visible,
                     })
                     .collect();
@@ -448,7 +522,61 @@ mod tests {
         refused(attend(0, &queries, &[(0..2, &[0], 4)]), "1 to 4 visible tokens");
         refused(attend(0, &queries, &[(0..1, &[0], 0)]), "1 to 4 visible tokens");
         refused(attend(0, &queries, &[(0..2, &[0], usize::MAX)]), "visible tokens");
-        refused(attend(0, &queries, &[(0..1, &[3], 1)]), "pages below 3");
+        refused(attend(0, &queries, &[(0..1, &[3], 1)]), "a page below 3 (exact) or 0 (sealed)");
+    }
+
+    #[test]
+    fn pages_are_sealed_read_and_adopted() {
+        let (cpu, random) = (best_cpu(), &mut Random(18));
+        let dtype = KvDtype::Int8;
+        let sizes =
+            KvGeometry { num_layers: 2, num_kv_heads: 2, head_dim: 16, page_tokens: 32, dtype };
+        let (exact, sealed) = (PageId::exact(0), PageId::sealed(2));
+        let mut pool = cpu.kv_pool(sizes).unwrap();
+        cpu.kv_reserve(&mut pool, PageForm::Exact, 1).unwrap();
+        cpu.kv_reserve(&mut pool, PageForm::Sealed, 3).unwrap();
+        let slots: Vec<Slot> = (0..32).map(|offset| Slot { page: exact, offset }).collect();
+        for layer in 0..2 {
+            let (keys, values) = (random.tensor(32, 32), random.tensor(32, 32));
+            cpu.write_kv(&mut pool, layer, &slots, &keys, &values).unwrap();
+            cpu.kv_seal(&mut pool, layer, &[(exact, sealed)]).unwrap();
+        }
+        let attend = |pool: &KvPages, page: PageId| {
+            let (queries, mut out) = (Random(19).tensor(3, 64), cpu.empty());
+            let span = KvSpan { rows: 0..1, pages: vec![page], visible: 32 };
+            cpu.attend(pool, 1, &queries, &[span], 1.0, &mut out).map(|()| out.values().to_vec())
+        };
+        let expected = attend(&pool, sealed).unwrap();
+        assert_ne!(expected, attend(&pool, exact).unwrap());
+
+        let bytes = cpu.kv_read(&pool, sealed).unwrap();
+        assert_eq!(bytes.len(), sizes.page_bytes(PageForm::Sealed));
+        let copy = || {
+            let mut copy = llama4rs_tensor::AlignedBytes::zeroed(bytes.len()).unwrap();
+            copy.copy_from_slice(&bytes);
+            Bytes::from(copy)
+        };
+        let (copy, short) = (copy(), llama4rs_tensor::AlignedBytes::zeroed(64).unwrap());
+        cpu.kv_adopt(&mut pool, PageId::sealed(0), copy).unwrap();
+        cpu.kv_discard(&mut pool, &[sealed, PageId::sealed(99)]);
+        assert_eq!(attend(&pool, PageId::sealed(0)).unwrap(), expected);
+
+        refused(cpu.kv_adopt(&mut pool, sealed, short.into()), "got 64");
+        refused(cpu.kv_read(&pool, PageId::sealed(3)).map(drop), "below 1 (exact) or 3 (sealed)");
+        refused(cpu.kv_seal(&mut pool, 2, &[]), "a layer below 2");
+        refused(cpu.kv_seal(&mut pool, 0, &[(sealed, exact)]), "exact pages and a different");
+        let twice = [(exact, sealed), (exact, sealed)];
+        refused(cpu.kv_seal(&mut pool, 0, &twice), "a different sealed page for each");
+        refused(cpu.kv_seal(&mut pool, 0, &[(PageId::exact(1), sealed)]), "kv_seal");
+        let slot = Slot { page: sealed, offset: 0 };
+        let x = random.tensor(1, 32);
+        refused(cpu.write_kv(&mut pool, 0, &[slot], &x, &x), "1 exact pages of 32 tokens");
+        let part = KvSpan { rows: 0..3, pages: vec![sealed], visible: 30 };
+        let queries = random.tensor(3, 64);
+        refused(
+            cpu.attend(&pool, 0, &queries, &[part], 1.0, &mut cpu.empty()),
+            "rows that see all 32 tokens up to a sealed page, got 30",
+        );
     }
 
     #[test]

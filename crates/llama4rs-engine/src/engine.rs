@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use llama4rs_kv_cache::KvCache;
+use llama4rs_kv_cache::{KvCache, PAGE_TOKENS};
 use llama4rs_model::{Llama4, Observer, Step, VisionModel, VisionWorkspace, Workspace};
 use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
 
@@ -284,6 +284,12 @@ impl<B: VisionBackend> Engine<B> {
         }
         remove_closed(core);
         reap_cancelled(core);
+        // The next step takes about as many pages as this one gave back.
+        let keep = match core.scheduler.running.is_empty() {
+            true => 0,
+            false => self.settings.step_tokens / PAGE_TOKENS + core.scheduler.running.len(),
+        };
+        core.cache.discard_free(&self.backend, keep);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The two pools and the sequences in them.
 
-use llama4rs_tensor::{Backend, KvDtype, KvGeometry, KvSpan, Result, Slot};
+use llama4rs_tensor::{Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, Slot};
 
 use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
@@ -41,13 +41,17 @@ pub struct KvLayout {
 }
 
 impl KvLayout {
-    fn geometry(&self, kind: PoolKind) -> KvGeometry {
+    /// Sizes of the pages of one kind. Chunked layers are small: they stay exact.
+    pub fn geometry(&self, kind: PoolKind) -> KvGeometry {
         KvGeometry {
             num_layers: self.layers.iter().filter(|&&k| k == kind).count(),
             num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
             page_tokens: PAGE_TOKENS,
-            dtype: self.dtype,
+            dtype: match kind {
+                PoolKind::Chunked => self.dtype.exact(),
+                PoolKind::Global => self.dtype,
+            },
         }
     }
 
@@ -68,8 +72,14 @@ impl KvLayout {
     pub fn sequence_bytes(&self, tokens: usize) -> usize {
         let pages = |tokens: usize| tokens.div_ceil(PAGE_TOKENS);
         let live = self.chunk_size.map_or(0, |chunk| tokens.min(chunk));
-        pages(live) * self.geometry(PoolKind::Chunked).page_bytes()
-            + pages(tokens) * self.geometry(PoolKind::Global).page_bytes()
+        let sealed = match self.dtype.is_quantised() {
+            true => (tokens / PAGE_TOKENS).saturating_sub(1),
+            false => 0,
+        };
+        let global = self.geometry(PoolKind::Global);
+        pages(live) * self.geometry(PoolKind::Chunked).page_bytes(PageForm::Exact)
+            + (pages(tokens) - sealed) * global.page_bytes(PageForm::Exact)
+            + sealed * global.page_bytes(PageForm::Sealed)
     }
 }
 
@@ -111,6 +121,9 @@ impl SequenceKv {
 pub struct PoolStep {
     /// Where each row's key and value go.
     pub slots: Vec<Slot>,
+    /// Pages that the step fills, to be sealed when their keys and values are
+    /// written: `(exact, sealed)`.
+    pub seals: Vec<(PageId, PageId)>,
     /// What the rows see.
     pub spans: Vec<KvSpan>,
 }
@@ -129,6 +142,7 @@ impl KvStep {
     pub fn clear(&mut self) {
         for pool in [&mut self.chunked, &mut self.global] {
             pool.slots.clear();
+            pool.seals.clear();
             pool.spans.clear();
         }
     }
@@ -141,6 +155,8 @@ impl KvStep {
         }
     }
 }
+
+const FORMS: [PageForm; 2] = [PageForm::Exact, PageForm::Sealed];
 
 struct Pool<B: Backend> {
     geometry: KvGeometry,
@@ -156,6 +172,25 @@ impl<B: Backend> Pool<B> {
         }
         let storage = backend.kv_pool(geometry)?;
         Ok(Some(Self { geometry, allocator: PageAllocator::default(), storage }))
+    }
+
+    /// Makes every page that was handed out usable.
+    fn reserve(&mut self, backend: &B) -> Result<()> {
+        for form in FORMS {
+            backend.kv_reserve(&mut self.storage, form, self.allocator.capacity(form))?;
+        }
+        Ok(())
+    }
+
+    fn discard(&mut self, backend: &B, keep: usize) {
+        let stale = self.allocator.take_stale(keep);
+        if !stale.is_empty() {
+            backend.kv_discard(&mut self.storage, &stale);
+        }
+    }
+
+    fn bytes_in_use(&self) -> usize {
+        FORMS.iter().map(|&form| self.allocator.in_use(form) * self.geometry.page_bytes(form)).sum()
     }
 }
 
@@ -193,8 +228,8 @@ impl<B: Backend> KvCache<B> {
     pub fn sequence(&self) -> SequenceKv {
         SequenceKv {
             len: 0,
-            chunked: PageTable::new(self.layout.chunk_size),
-            global: PageTable::new(None),
+            chunked: PageTable::new(self.layout.chunk_size, false),
+            global: PageTable::new(None, self.layout.dtype.is_quantised()),
             stored: Stored::Pages(0, None),
         }
     }
@@ -310,8 +345,8 @@ impl<B: Backend> KvCache<B> {
     }
 
     fn page_bytes(&self, pages: NodePages) -> usize {
-        let bytes = |pool: &Option<Pool<B>>, page: Option<u32>| {
-            pool.as_ref().zip(page).map_or(0, |(pool, _)| pool.geometry.page_bytes())
+        let bytes = |pool: &Option<Pool<B>>, page: Option<PageId>| {
+            pool.as_ref().zip(page).map_or(0, |(pool, page)| pool.geometry.page_bytes(page.form()))
         };
         bytes(&self.global, pages.global) + bytes(&self.chunked, pages.chunked)
     }
@@ -329,6 +364,7 @@ impl<B: Backend> KvCache<B> {
         step: &mut KvStep,
     ) -> Result<()> {
         let positions = sequence.len..sequence.len + count;
+        let seals = [step.chunked.seals.len(), step.global.seals.len()];
         let parts = [
             (&mut self.chunked, &mut sequence.chunked, &mut step.chunked),
             (&mut self.global, &mut sequence.global, &mut step.global),
@@ -336,18 +372,13 @@ impl<B: Backend> KvCache<B> {
         let mut outcome = Ok(());
         for (pool, table, step) in parts {
             let (Some(pool), Ok(())) = (pool, &outcome) else { continue };
-            table.extend(
-                &mut pool.allocator,
-                positions.clone(),
-                row,
-                &mut step.slots,
-                &mut step.spans,
-            );
-            outcome = backend.kv_reserve(&mut pool.storage, pool.allocator.capacity());
+            table.extend(&mut pool.allocator, positions.clone(), row, step);
+            outcome = pool.reserve(backend);
         }
         if outcome.is_err() {
-            for step in [&mut step.chunked, &mut step.global] {
+            for (step, seals) in [&mut step.chunked, &mut step.global].into_iter().zip(seals) {
                 step.slots.truncate(row);
+                step.seals.truncate(seals);
                 step.spans.retain(|span| span.rows.start < row);
             }
             self.rollback(sequence);
@@ -356,7 +387,8 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// The last `count` tokens that [`extend`](Self::extend) reserved are stored:
-    /// counts them, and frees the pages of chunks that are complete.
+    /// counts them, and frees the pages of chunks that are complete and the exact
+    /// form of pages that are sealed.
     pub fn commit(&mut self, sequence: &mut SequenceKv, count: usize) {
         sequence.len += count;
         self.rollback(sequence);
@@ -379,6 +411,14 @@ impl<B: Backend> KvCache<B> {
         }
         if let Some(pool) = &mut self.global {
             sequence.global.clear(&mut pool.allocator);
+        }
+    }
+
+    /// Lets the device drop the content of pages that are free, but for the `keep`
+    /// of each form that the next step takes first. Call it between steps.
+    pub fn discard_free(&mut self, backend: &B, keep: usize) {
+        for pool in [&mut self.chunked, &mut self.global].into_iter().flatten() {
+            pool.discard(backend, keep);
         }
     }
 
@@ -409,6 +449,6 @@ impl<B: Backend> KvCache<B> {
     /// Bytes of the pages in use.
     pub fn bytes_in_use(&self) -> usize {
         let pools = [&self.chunked, &self.global].into_iter().flatten();
-        pools.map(|pool| pool.allocator.in_use() * pool.geometry.page_bytes()).sum()
+        pools.map(Pool::bytes_in_use).sum()
     }
 }

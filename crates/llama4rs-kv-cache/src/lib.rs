@@ -8,6 +8,13 @@
 //! global layers    every token stays visible: pages grow with the sequence
 //! ```
 //!
+//! With a quantised [`KvDtype`](llama4rs_tensor::KvDtype) the pages of the global
+//! pool change their form when they are full: an *exact* page becomes a *sealed*
+//! one. **Precision by position**: a token sees its own page exact, every page
+//! before it as it is stored (sealed, but for the first, which stays exact). So
+//! results do not depend on how a text was cut into steps, batched or resumed. A
+//! page is sealed once, in the step that fills it: each layer writes, seals, attends.
+//!
 //! A *page* holds [`PAGE_TOKENS`] tokens of all layers of its pool. A sequence
 //! owns a [`SequenceKv`]: its length and two page tables. For each step
 //! [`KvCache::extend`] reserves pages for the new tokens and writes down where

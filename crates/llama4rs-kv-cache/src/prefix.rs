@@ -15,6 +15,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use llama4rs_tensor::PageId;
+
 use crate::PAGE_TOKENS;
 
 /// What a token is, for the purpose of finding it again: its id, or for an image
@@ -28,9 +30,9 @@ pub(crate) type NodeId = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodePages {
     /// Page of the global layers; `None` for a model without any.
-    pub global: Option<u32>,
+    pub global: Option<PageId>,
     /// Page of the chunked layers, while it is of use.
-    pub chunked: Option<u32>,
+    pub chunked: Option<PageId>,
 }
 
 /// What became of an insertion.
@@ -124,7 +126,7 @@ impl PrefixTree {
 
     /// Takes the chunked pages of node `last` and the `count - 1` before it out of
     /// the tree: the text has passed the end of their chunk.
-    pub fn take_chunked(&mut self, last: NodeId, count: usize) -> Vec<u32> {
+    pub fn take_chunked(&mut self, last: NodeId, count: usize) -> Vec<PageId> {
         let mut id = Some(last);
         let mut taken = Vec::new();
         for _ in 0..count {
@@ -168,7 +170,10 @@ mod tests {
     }
 
     fn pages(global: u32) -> NodePages {
-        NodePages { global: Some(global), chunked: Some(global + 100) }
+        NodePages {
+            global: Some(PageId::sealed(global)),
+            chunked: Some(PageId::exact(global + 100)),
+        }
     }
 
     /// Stores every page of `path` under the number of its last element.
@@ -179,8 +184,8 @@ mod tests {
         tree.insert(parent, last, pages)
     }
 
-    fn globals(found: &[(NodeId, NodePages)]) -> Vec<u32> {
-        found.iter().filter_map(|(_, pages)| pages.global).collect()
+    fn globals(found: &[(NodeId, NodePages)]) -> Vec<usize> {
+        found.iter().filter_map(|(_, pages)| pages.global).map(PageId::index).collect()
     }
 
     #[test]
@@ -205,7 +210,8 @@ mod tests {
             store(&mut tree, path, pages(id as u32));
         }
         tree.find(&text(&[1, 2]));
-        let order: Vec<_> = std::iter::from_fn(|| tree.evict()).filter_map(|p| p.global).collect();
+        let order: Vec<_> = std::iter::from_fn(|| tree.evict()).collect();
+        let order: Vec<_> = order.iter().filter_map(|p| p.global).map(PageId::index).collect();
         assert_eq!(order, [2, 3, 1, 0]);
         assert!(tree.nodes.is_empty());
     }
@@ -217,10 +223,10 @@ mod tests {
             store(&mut tree, path, pages(id as u32));
         }
         let found = tree.find(&text(&[1, 2]));
-        assert_eq!(tree.take_chunked(found[1].0, 2), [101, 100]);
+        assert_eq!(tree.take_chunked(found[1].0, 2), [101, 100].map(PageId::exact));
         assert_eq!(tree.take_chunked(found[1].0, 2), []);
         let left: Vec<_> =
             tree.find(&text(&[1, 2, 3])).iter().map(|(_, pages)| pages.chunked).collect();
-        assert_eq!(left, [None, None, Some(102)]);
+        assert_eq!(left, [None, None, Some(PageId::exact(102))]);
     }
 }

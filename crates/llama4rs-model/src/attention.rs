@@ -75,6 +75,9 @@ impl<B: Backend> Attention<B> {
         let scale = (self.head_dim as f32).sqrt().recip();
         let step = step.pool(pool);
         backend.write_kv(cache.storage_mut(pool), index, &step.slots, k, v)?;
+        if !step.seals.is_empty() {
+            backend.kv_seal(cache.storage_mut(pool), index, &step.seals)?;
+        }
         backend.attend(cache.storage(pool), index, q, &step.spans, scale, heads)?;
         backend.matmul(heads, &[&self.o_proj], &mut [out])
     }

@@ -96,11 +96,11 @@ fn open(
 pub(crate) fn parse_kv_dtype(name: Option<&str>) -> PyResult<Option<KvDtype>> {
     match name {
         None | Some("auto") => Ok(None),
-        Some("f32") => Ok(Some(KvDtype::F32)),
-        Some("bf16") => Ok(Some(KvDtype::Bf16)),
-        Some(other) => Err(PyValueError::new_err(format!(
-            "kv_cache must be \"auto\", \"bf16\" or \"f32\", got {other:?}"
-        ))),
+        Some(name) => KvDtype::from_name(name).map(Some).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "kv_cache must be \"auto\", \"f32\", \"bf16\", \"int8\" or \"int4\", got {name:?}"
+            ))
+        }),
     }
 }
 
@@ -204,8 +204,8 @@ impl Engine {
         dict.set_item("weight_bytes", self.tensors.iter().map(|t| t.bytes).sum::<u64>())?;
         dict.set_item("tensors", tensor_list(py, &self.tensors)?)?;
         let kv_dtype = self.engine.settings().kv_dtype;
-        let per_layer = 2 * config.num_kv_heads * config.head_dim * kv_dtype.bytes();
-        dict.set_item("kv_cache", if kv_dtype == KvDtype::F32 { "f32" } else { "bf16" })?;
+        let per_layer = 2 * config.num_kv_heads * config.head_dim * kv_dtype.exact_bytes();
+        dict.set_item("kv_cache", kv_dtype.name())?;
         dict.set_item("kv_bytes_per_token", per_layer * config.layers.len())?;
         let global = config
             .layers

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use llama4rs_cpu::Cpu;
 use llama4rs_tensor::{
-    AlignedBytes, Backend, Error, KvGeometry, KvSpan, PackedMatrix, Result, Slot,
+    AlignedBytes, Backend, Error, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Result, Slot,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -68,10 +68,10 @@ pub(crate) fn attention_seconds(
         let geometry = KvGeometry { num_layers, num_kv_heads, head_dim, page_tokens, dtype };
         let mut pool = cpu.kv_pool(geometry)?;
         let num_pages = tokens.div_ceil(PAGE_TOKENS);
-        cpu.kv_reserve(&mut pool, num_pages)?;
+        cpu.kv_reserve(&mut pool, PageForm::Exact, num_pages)?;
         let cols = kv_heads * head_dim;
         let slot = |token: usize| Slot {
-            page: (token / PAGE_TOKENS) as u32,
+            page: PageId::exact((token / PAGE_TOKENS) as u32),
             offset: (token % PAGE_TOKENS) as u32,
         };
         let slots: Vec<Slot> = (0..tokens).map(slot).collect();
@@ -81,7 +81,7 @@ pub(crate) fn attention_seconds(
         }
         let spans = [KvSpan {
             rows: 0..queries,
-            pages: (0..num_pages as u32).collect(),
+            pages: (0..num_pages as u32).map(PageId::exact).collect(),
             visible: tokens - queries + 1,
         }];
         let q = cpu.upload(&vec![0.1; queries * heads * head_dim], heads * head_dim)?;

@@ -9,85 +9,10 @@
 //! one row is the same, bit for bit, whatever other rows the call has and
 //! however many threads run.
 
-use std::ops::Range;
+use std::borrow::Cow;
 
-use crate::{PackedMatrix, Result};
-
-/// Element type of stored keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KvDtype {
-    /// Single precision: exact, for tests and small models.
-    F32,
-    /// The upper half of a single: the normal case.
-    Bf16,
-}
-
-impl KvDtype {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            KvDtype::F32 => 4,
-            KvDtype::Bf16 => 2,
-        }
-    }
-}
-
-/// Sizes of a pool of key/value pages.
-///
-/// One page holds `page_tokens` tokens of *every* layer of its pool:
-/// `[layer][kv head][key, value][token][head_dim]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvGeometry {
-    /// Layers that share the pool.
-    pub num_layers: usize,
-    /// Key/value heads of a layer.
-    pub num_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Tokens of a page.
-    pub page_tokens: usize,
-    /// Element type.
-    pub dtype: KvDtype,
-}
-
-impl KvGeometry {
-    /// Elements of one plane: the keys (or the values) of one head of one layer in one page.
-    pub fn plane_elements(&self) -> usize {
-        self.page_tokens * self.head_dim
-    }
-
-    /// Elements of a page.
-    pub fn page_elements(&self) -> usize {
-        self.num_layers * self.num_kv_heads * 2 * self.plane_elements()
-    }
-
-    /// Bytes of a page.
-    pub fn page_bytes(&self) -> usize {
-        self.page_elements() * self.dtype.bytes()
-    }
-}
-
-/// Where the keys and values of one token live in a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Page number in the pool.
-    pub page: u32,
-    /// Token within the page.
-    pub offset: u32,
-}
-
-/// Consecutive query rows of one sequence that attend to the same pages.
-///
-/// Row `rows.start + i` sees the first `visible + i` tokens of `pages`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KvSpan {
-    /// Query rows of the step.
-    pub rows: Range<usize>,
-    /// Pages in the order of their tokens.
-    pub pages: Vec<u32>,
-    /// Tokens that the first row sees, itself included.
-    pub visible: usize,
-}
+use crate::kv::{KvGeometry, KvSpan, PageForm, PageId, Slot};
+use crate::{Bytes, PackedMatrix, Result};
 
 /// The routed part of a mixture-of-experts layer: stacks of `num_experts` matrices.
 pub struct ExpertWeights<'a, M> {
@@ -165,8 +90,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// An empty pool of pages.
     fn kv_pool(&self, geometry: KvGeometry) -> Result<Self::KvPool>;
-    /// Makes the page numbers `0..num_pages` usable; keeps what is stored.
-    fn kv_reserve(&self, pool: &mut Self::KvPool, num_pages: usize) -> Result<()>;
+    /// Makes the first `num_pages` pages of a form usable; keeps what is stored.
+    fn kv_reserve(&self, pool: &mut Self::KvPool, form: PageForm, num_pages: usize) -> Result<()>;
     /// Stores row `t` of `keys` and `values` (`[rows, kv_heads * head_dim]`) at `slots[t]`.
     fn write_kv(
         &self,
@@ -176,8 +101,24 @@ pub trait Backend: Send + Sync + Sized + 'static {
         keys: &Self::Tensor,
         values: &Self::Tensor,
     ) -> Result<()>;
+    /// Quantises `layer` of full exact pages into sealed ones: `(exact, sealed)`.
+    fn kv_seal(
+        &self,
+        pool: &mut Self::KvPool,
+        layer: usize,
+        pages: &[(PageId, PageId)],
+    ) -> Result<()>;
+    /// All bytes of a page, the same on every device.
+    fn kv_read<'a>(&self, pool: &'a Self::KvPool, page: PageId) -> Result<Cow<'a, [u8]>>;
+    /// Makes `bytes` the content of a page. A device that can read them where they
+    /// are keeps them instead of a copy, until the page is written or discarded.
+    fn kv_adopt(&self, pool: &mut Self::KvPool, page: PageId, bytes: Bytes) -> Result<()>;
+    /// The content of these pages is no longer needed: adopted bytes are dropped,
+    /// memory goes back to the system where that is possible.
+    fn kv_discard(&self, pool: &mut Self::KvPool, pages: &[PageId]);
     /// `out = softmax(scale · q kᵀ) v` per query head over the keys that each
     /// row's span shows; query head `h` of `H` uses key/value head `h / (H / kv_heads)`.
+    /// Every row of a span sees its sealed pages whole.
     fn attend(
         &self,
         pool: &Self::KvPool,

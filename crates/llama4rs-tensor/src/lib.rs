@@ -4,6 +4,7 @@
 //!   layout byte by byte;
 //! - [`PackedMatrix`] is a matrix (or a stack of equal matrices: the experts of
 //!   a layer) in such a layout, owned or mapped from a file;
+//! - [`kv`] draws the layout of key/value pages;
 //! - [`Backend`] is the narrow list of operations that a device offers to the
 //!   model.
 //!
@@ -13,14 +14,16 @@ pub mod backend;
 mod bytes;
 mod error;
 pub mod format;
+pub mod kv;
 mod mapped;
 mod packed;
 mod vision_backend;
 
-pub use backend::{Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, Slot};
+pub use backend::{Backend, ExpertWeights};
 pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
 pub use error::{Error, Result};
 pub use format::WeightFormat;
+pub use kv::{KvDtype, KvGeometry, KvSpan, PageForm, PageId, SealedHead, Slot};
 pub use mapped::MappedFile;
 pub use packed::PackedMatrix;
 pub use vision_backend::VisionBackend;

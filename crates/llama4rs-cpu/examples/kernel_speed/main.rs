@@ -23,7 +23,8 @@ use data::{check, random_matrix, random_values};
 use limits::Limits;
 use llama4rs_cpu::{Arithmetic, Cpu, InstructionSet};
 use llama4rs_tensor::{
-    Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PackedMatrix, Slot, WeightFormat,
+    Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Slot,
+    WeightFormat,
 };
 
 const OUTPUTS: usize = 8192;
@@ -219,14 +220,15 @@ impl Bench {
         };
         let tokens = 32 << 10;
         let mut pool = cpu.kv_pool(geometry).expect("a pool");
-        cpu.kv_reserve(&mut pool, tokens / 64).expect("pages");
-        let slots: Vec<Slot> =
-            (0..tokens as u32).map(|t| Slot { page: t / 64, offset: t % 64 }).collect();
+        cpu.kv_reserve(&mut pool, PageForm::Exact, tokens / 64).expect("pages");
+        let slots: Vec<Slot> = (0..tokens as u32)
+            .map(|t| Slot { page: PageId::exact(t / 64), offset: t % 64 })
+            .collect();
         let values = cpu.upload(&random_values(tokens * 1024), 1024).expect("rows");
         cpu.write_kv(&mut pool, 0, &slots, &values, &values).expect("slots");
         for (rows, visible) in [(1, tokens), (512, 1), (512, 8000)] {
             let queries = cpu.upload(&random_values(rows * 5120), 5120).expect("rows");
-            let pages = (0..(tokens / 64) as u32).collect();
+            let pages = (0..(tokens / 64) as u32).map(PageId::exact).collect();
             let spans = [KvSpan { rows: 0..rows, pages, visible }];
             let mut out = cpu.empty();
             let times = seconds(|| {

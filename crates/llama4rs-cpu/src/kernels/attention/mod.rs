@@ -107,7 +107,7 @@ pub fn attend(
 
 #[cfg(test)]
 mod tests {
-    use llama4rs_tensor::{Backend, KvDtype, KvGeometry, Slot};
+    use llama4rs_tensor::{Backend, KvDtype, KvGeometry, PageForm, PageId, Slot};
     use proptest::prelude::*;
 
     use super::*;
@@ -123,11 +123,11 @@ mod tests {
     ) -> KvPages {
         let cpu = best_cpu();
         let mut pool = cpu.kv_pool(geometry).unwrap();
-        cpu.kv_reserve(&mut pool, pages).unwrap();
+        cpu.kv_reserve(&mut pool, PageForm::Exact, pages).unwrap();
         let cols = geometry.num_kv_heads * geometry.head_dim;
         let slots: Vec<Slot> = (0..pages * geometry.page_tokens)
             .map(|t| Slot {
-                page: (pages - 1 - t / geometry.page_tokens) as u32,
+                page: PageId::exact((pages - 1 - t / geometry.page_tokens) as u32),
                 offset: (t % geometry.page_tokens) as u32,
             })
             .collect();
@@ -170,7 +170,7 @@ mod tests {
             let pages = tokens.div_ceil(page_tokens) + 1;
             let pool = filled_pool(random, geometry, pages, tokens);
             let queries = random.tensor(rows, group * num_kv_heads * head_dim);
-            let pages: Vec<u32> = (0..pages as u32).rev().collect();
+            let pages: Vec<PageId> = (0..pages as u32).rev().map(PageId::exact).collect();
             let span = KvSpan { rows: 0..rows, pages: pages.clone(), visible: first + 1 };
             let spans = std::slice::from_ref(&span);
             let scale = 2.0;
@@ -203,7 +203,7 @@ mod tests {
         let num_pages = tokens.div_ceil(64);
         let pool = filled_pool(random, geometry, num_pages, tokens);
         let queries = random.tensor(20, 2 * 16);
-        let pages: Vec<u32> = (0..num_pages as u32).rev().collect();
+        let pages: Vec<PageId> = (0..num_pages as u32).rev().map(PageId::exact).collect();
         let span = KvSpan { rows: 0..20, pages, visible: tokens - 19 };
         let spans = std::slice::from_ref(&span);
         let expected = reference::attend(&pool, 0, &queries, spans, 3.0);
@@ -224,7 +224,7 @@ mod tests {
         let random = &mut Random(6);
         let pool = filled_pool(random, geometry, 1, 4);
         let queries = random.tensor(3, 4);
-        let span = KvSpan { rows: 1..2, pages: vec![0], visible: 2 };
+        let span = KvSpan { rows: 1..2, pages: vec![PageId::exact(0)], visible: 2 };
         let out = run(best_cpu(), &pool, &queries, &[span], 1.0);
         assert!(out[..4].iter().chain(&out[8..]).all(|&x| x == 0.0));
         assert!(out[4..8].iter().all(|&x| x != 0.0));

@@ -1,21 +1,25 @@
 //! Attention as it is defined, one query at a time, and once more in double precision.
 
-use llama4rs_tensor::{KvDtype, KvSpan};
+use llama4rs_tensor::{KvDtype, KvSpan, PageForm, PageId};
 
 use super::SEGMENT_TOKENS;
 use crate::kernels::exp::reference::exp;
-use crate::kernels::kv_pages::KvPages;
+use crate::kernels::kv_pages::{rotate, unseal_head, KvPages};
 use crate::simd::LANES;
 use crate::Tensor;
 
 /// Keys or values of one head: `[token][head_dim]` of one page.
-fn plane(pool: &KvPages, page: u32, layer: usize, head: usize, value: bool) -> Vec<f32> {
-    let bytes = pool.plane(page as usize, layer, head, value);
+fn plane(pool: &KvPages, page: PageId, layer: usize, head: usize, value: bool) -> Vec<f32> {
+    let bytes = pool.head(page, layer, head);
+    if page.form() == PageForm::Sealed {
+        return unseal_head(pool.geometry(), pool.sealed_head().unwrap(), bytes, value);
+    }
+    let plane = bytes.chunks(bytes.len() / 2).nth(value as usize).unwrap();
     match pool.geometry().dtype {
         KvDtype::F32 => {
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            plane.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         }
-        KvDtype::Bf16 => bytes
+        _ => plane
             .chunks_exact(2)
             .map(|b| f32::from_bits((u16::from_le_bytes([b[0], b[1]]) as u32) << 16))
             .collect(),
@@ -87,7 +91,7 @@ fn for_each_query(
     pool: &KvPages,
     queries: &Tensor,
     spans: &[KvSpan],
-    mut query: impl FnMut(usize, &[f32], usize, &[u32], usize),
+    mut query: impl FnMut(usize, &[f32], usize, &[PageId], usize),
 ) {
     let width = pool.geometry().head_dim;
     let heads = queries.cols() / width;
@@ -133,8 +137,24 @@ pub fn attend(
         for (out, acc) in out[at..].iter_mut().zip(&total.acc) {
             *out = acc / total.sum;
         }
+        if pool.geometry().dtype.rotates_values() {
+            rotate(&mut out[at..at + width]);
+        }
     });
     out
+}
+
+/// [`rotate`], from the matrix.
+fn rotate_exactly(x: &mut [f64]) {
+    let block = 1 << x.len().trailing_zeros();
+    for x in x.chunks_exact_mut(block) {
+        let sum = |i: usize| -> f64 {
+            let sign = |j: usize| 1.0 - 2.0 * ((i & j).count_ones() % 2) as f64;
+            x.iter().enumerate().map(|(j, x)| sign(j) * x).sum()
+        };
+        let rotated: Vec<f64> = (0..block).map(|i| sum(i) / (block as f64).sqrt()).collect();
+        x.copy_from_slice(&rotated);
+    }
 }
 
 /// In double precision, straight from the formula.
@@ -165,6 +185,9 @@ pub fn attend_exactly(
             for (out, &value) in out[at..].iter_mut().zip(value) {
                 *out += (score - largest).exp() / sum * value as f64;
             }
+        }
+        if pool.geometry().dtype.rotates_values() {
+            rotate_exactly(&mut out[at..at + width]);
         }
     });
     out

@@ -2,11 +2,11 @@
 
 use std::marker::PhantomData;
 
-use llama4rs_tensor::KvDtype;
+use llama4rs_tensor::{KvDtype, PageForm, PageId};
 
 use super::SEGMENT_TOKENS;
 use crate::kernels::exp::exp;
-use crate::kernels::kv_pages::KvPages;
+use crate::kernels::kv_pages::{rotate, unseal_head, KvPages};
 use crate::parallel::Shared;
 use crate::simd::{Kernel, Simd, LANES};
 use crate::Tensor;
@@ -58,7 +58,7 @@ pub struct AttentionTask<'a> {
     pub queries: &'a Tensor,
     pub first_row: usize,
     pub rows: usize,
-    pub pages: &'a [u32],
+    pub pages: &'a [PageId],
     /// Tokens that the first row sees.
     pub visible: usize,
     pub scale: f32,
@@ -113,8 +113,23 @@ impl Kernel for AttentionTask<'_> {
             let tokens = page_tokens.min(last_visible - before);
             // Tokens of this page that row `r` sees.
             let seen = |r: usize| (visible + r).saturating_sub(before).min(page_tokens);
-            let plane = |value| pool.plane(page as usize, layer, kv_head, value);
-            let (keys, values) = (plane(false), plane(true));
+            let head = pool.head(page, layer, kv_head);
+            if let (PageForm::Sealed, Some(layout)) = (page.form(), pool.sealed_head()) {
+                let plane = |value| {
+                    let plane = unseal_head(geometry, layout, head, value);
+                    let mut padded = vec![0.0; page_tokens * sizes.width];
+                    let rows = padded.chunks_exact_mut(sizes.width);
+                    for (to, from) in rows.zip(plane.chunks_exact(sizes.head_dim)) {
+                        to[..sizes.head_dim].copy_from_slice(from);
+                    }
+                    padded
+                };
+                let (keys, values) = (plane(false), plane(true));
+                let (k, v) = (Rows::<F32>::of_floats(&keys), Rows::of_floats(&values));
+                scratch.page(simd, sizes, seen, scale, k, v);
+                continue;
+            }
+            let (keys, values) = head.split_at(geometry.plane_bytes());
             if sizes.width != sizes.head_dim {
                 let TaskScratch { keys: k, values: v, .. } = &mut *scratch;
                 unpack(geometry.dtype, keys, tokens, sizes, k);
@@ -142,6 +157,9 @@ impl Kernel for AttentionTask<'_> {
             let out = unsafe { self.out.part(start..start + sizes.head_dim) };
             let sum = scratch.total.sum[i];
             out.iter_mut().zip(acc).for_each(|(out, acc)| *out = acc / sum);
+            if geometry.dtype.rotates_values() {
+                rotate(out);
+            }
         }
     }
 }
@@ -214,7 +232,7 @@ impl<'a> Rows<'a, F32> {
 /// The first `tokens` rows of a plane as floats `[token][width]`, for widths that
 /// are not whole vectors. The floats beyond `head_dim` stay zero.
 fn unpack(dtype: KvDtype, plane: &[u8], tokens: usize, sizes: Sizes, floats: &mut [f32]) {
-    let rows = plane.chunks_exact(sizes.head_dim * dtype.bytes()).take(tokens);
+    let rows = plane.chunks_exact(sizes.head_dim * dtype.exact_bytes()).take(tokens);
     for (row, floats) in rows.zip(floats.chunks_exact_mut(sizes.width)) {
         match dtype {
             KvDtype::F32 => {
@@ -222,7 +240,7 @@ fn unpack(dtype: KvDtype, plane: &[u8], tokens: usize, sizes: Sizes, floats: &mu
                     *float = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                 }
             }
-            KvDtype::Bf16 => {
+            _ => {
                 for (float, bytes) in floats.iter_mut().zip(row.chunks_exact(2)) {
                     let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
                     *float = f32::from_bits((bits as u32) << 16);
