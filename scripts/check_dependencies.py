@@ -18,7 +18,7 @@ ALLOWED = {
     "kv-cache": {"tensor"},
     "model": {"tensor", "checkpoint", "kv-cache"},
     "engine": {"tensor", "kv-cache", "model"},
-    "python": {"tensor", "checkpoint", "cpu", "engine", "model"},
+    "python": {"tensor", "checkpoint", "cpu", "kv-cache", "engine", "model"},
 }
 
 

@@ -1,5 +1,6 @@
 """The compiled core of llama4rs. Private: use the names that `llama4rs` exports."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -14,6 +15,9 @@ __all__ = [
     "attention_seconds",
     "cpu_features",
     "integer_dot_peak",
+    "kv_list",
+    "kv_prune",
+    "kv_verify",
     "matmul_seconds",
     "multiply_add_peak",
     "open_info",
@@ -107,6 +111,36 @@ def pack(
 
 def verify(path: str, *, progress: _Progress | None = None) -> dict[str, Any]:
     """Checks every tensor's checksum of a packed directory; see `llama4rs.verify`."""
+
+def kv_list(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The files of a directory of keys and values (`kv_dir`), what was used last first. For each:
+    `file` (its name), `layers` (`"global"` or `"chunked"`), `start` (tokens of the text before it),
+    `tokens`, `bytes`, `used` (seconds since 1970), `fingerprint` (hexadecimal; of the model and the
+    options that pages depend on; None for a file that cannot be read), and `problem` (why it cannot
+    be used, or None). Headers are read, pages are not. Raises `OSError`."""
+
+def kv_verify(
+    directory: str | os.PathLike[str], *, progress: _Progress | None = None
+) -> dict[str, Any]:
+    """Reads a whole directory of keys and values and compares every checksum and hash:
+    `{"files": int, "pages": int, "bytes": int, "problems": [(file, problem), ...]}`.
+    Nothing is changed. Raises `OSError`, and `KeyboardInterrupt` on Ctrl-C."""
+
+def kv_prune(
+    directory: str | os.PathLike[str],
+    *,
+    budget_bytes: int | None = None,
+    older_than: float | None = None,
+    fingerprints: Sequence[str] | None = None,
+    damaged: bool = False,
+    files: Sequence[str] | None = None,
+) -> dict[str, int]:
+    """Removes files of a directory of keys and values: those not used for `older_than` seconds, of
+    these `fingerprints`, with a `problem` (`damaged`), of these names (`files`), and then what was
+    not used for longest until `budget_bytes` are left. Nothing, if nothing is given, but what writers that
+    were killed left behind. Returns `{"files": int, "bytes": int}` removed. A process that uses a
+    file keeps it until it lets it go. Raises `OSError`."""
+
 
 def synth(
     destination: str,

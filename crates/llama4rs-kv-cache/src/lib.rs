@@ -26,6 +26,7 @@ mod allocator;
 mod cache;
 mod page_table;
 mod prefix;
+pub mod store;
 
 pub use cache::{KvCache, KvLayout, KvStep, LayerKv, PoolKind, PoolStep, SequenceKv};
 pub use prefix::TokenKey;

@@ -46,3 +46,16 @@ pub(crate) fn engine(py: Python<'_>, error: llama4rs_engine::Error) -> PyErr {
         _ => PyRuntimeError::new_err(message),
     }
 }
+
+/// An error of a directory of keys and values.
+pub(crate) fn store(py: Python<'_>, error: llama4rs_kv_cache::store::Error) -> PyErr {
+    use llama4rs_kv_cache::store::Error;
+    let message = error.to_string();
+    match error {
+        // The kind decides about the subclass of OSError.
+        Error::Io { source, .. } => std::io::Error::new(source.kind(), message).into(),
+        Error::Tensor(error) => engine(py, error.into()),
+        Error::Interrupted => PyKeyboardInterrupt::new_err(message),
+        _ => exception(py, "CheckpointError", message),
+    }
+}

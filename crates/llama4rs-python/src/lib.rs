@@ -10,6 +10,7 @@ mod device;
 mod engine;
 mod errors;
 mod guard;
+mod kv_store;
 mod plan;
 mod probe;
 mod progress;
@@ -24,6 +25,8 @@ mod _llama4rs {
     use super::device::{cpu_features, integer_dot_peak, multiply_add_peak, read_bandwidth};
     #[pymodule_export]
     use super::engine::Engine;
+    #[pymodule_export]
+    use super::kv_store::{kv_list, kv_prune, kv_verify};
     #[pymodule_export]
     use super::plan::{plan_sizes, plan_tensors};
     #[pymodule_export]

@@ -25,9 +25,14 @@ impl MappedFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        Self::map(&file, path)
+    }
+
+    /// Maps a file that is open already; `path` is for messages.
+    pub fn map(file: &File, path: &Path) -> Result<Self> {
         // SAFETY: the map is read-only and private to this type; see the module
         // contract for why the bytes do not change below us.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, e))?;
         Ok(Self { path: Arc::new(path.to_owned()), map: Arc::new(map) })
     }
 

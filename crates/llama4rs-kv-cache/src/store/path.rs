@@ -1,0 +1,206 @@
+//! From a text to the files that hold its pages, and to their bytes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant, SystemTime};
+
+use llama4rs_tensor::Bytes;
+
+use super::name::SegmentName;
+use super::segment::Segment;
+use super::{Error, Pool, Result, Store, Text};
+use crate::PAGE_TOKENS;
+
+/// A path is marked as used at most this often while it is only read.
+const TOUCH_PAUSE: Duration = Duration::from_secs(30);
+
+/// When paths were last marked as used, by their last file.
+pub(super) type Touched = HashMap<SegmentName, Instant>;
+
+/// A file on a text's path, and how many of its first pages are the text's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub name: SegmentName,
+    pub pages: usize,
+}
+
+impl Stretch {
+    /// Whether all of the file's pages are the text's.
+    pub fn is_whole(&self) -> bool {
+        self.pages == self.name.pages as usize
+    }
+}
+
+impl Store {
+    /// How many pages of `text` are stored without a gap, from page `floor` on (0, or
+    /// for the chunked layers the first page of a chunk). By their names; whether the
+    /// files are sound turns out when they are [read](Self::read).
+    pub fn available(&mut self, pool: Pool, text: Text<'_>, floor: usize) -> usize {
+        self.path(pool, text, floor).iter().map(|stretch| stretch.pages).sum()
+    }
+
+    /// The bytes of pages `wanted` of `text`, from the first on, as many as are stored
+    /// and sound. Files that are not are removed. `floor` as in
+    /// [`available`](Self::available).
+    pub fn read(
+        &mut self,
+        pool: Pool,
+        text: Text<'_>,
+        floor: usize,
+        wanted: Range<usize>,
+    ) -> Vec<Bytes> {
+        let mut read = Vec::with_capacity(wanted.len());
+        let mut scratch = Vec::new();
+        let mut start = floor;
+        for stretch in self.path(pool, text, floor) {
+            let here = start..start + stretch.pages;
+            let pages = here.start.max(wanted.start)..here.end.min(wanted.end);
+            start = here.end;
+            if pages.is_empty() {
+                continue;
+            }
+            if pages.start != wanted.start + read.len() {
+                break;
+            }
+            let outcome = self.read_stretch(&stretch, text, pages, &mut read, &mut scratch);
+            if let Err(error) = outcome {
+                self.blame(&stretch.name, &error);
+                break;
+            }
+        }
+        read
+    }
+
+    fn read_stretch(
+        &mut self,
+        stretch: &Stretch,
+        text: Text<'_>,
+        pages: Range<usize>,
+        read: &mut Vec<Bytes>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
+        let (name, first) = (stretch.name, stretch.name.start as usize);
+        let mut segment = self.open_segment(&name)?;
+        if common_pages(&segment, text) < stretch.pages {
+            return Err(Error::damaged(&self.file(&name), "its token keys are others"));
+        }
+        for page in pages {
+            let bytes = segment.meta.pages[page - first].bytes;
+            let expected = self.sizes.of(name.pool, page);
+            if bytes != expected as u64 {
+                let problem = format!("page {page} has {bytes} bytes, expected {expected}");
+                return Err(Error::damaged(&self.file(&name), problem));
+            }
+            read.push(segment.page(&*self.disk, page - first, self.options.read, scratch)?);
+        }
+        Ok(())
+    }
+
+    /// The files that hold `text` from page `floor` on, without a gap.
+    pub(super) fn path(&mut self, pool: Pool, text: Text<'_>, floor: usize) -> Vec<Stretch> {
+        // A directory that cannot be listed any more has what it had.
+        let _ = self.index.refresh(&*self.disk, &self.options.dir);
+        let mut path = Vec::new();
+        let mut page = floor;
+        while page < text.pages() {
+            let Some(stretch) = self.longest(pool, text, page) else { break };
+            page += stretch.pages;
+            path.push(stretch);
+        }
+        path
+    }
+
+    /// The file with most of the text's pages from `page` on.
+    fn longest(&mut self, pool: Pool, text: Text<'_>, page: usize) -> Option<Stretch> {
+        let rest = text.pages() - page;
+        let mut best: Option<Stretch> = None;
+        let head = text.chain[page + 1].short();
+        for name in self.index.candidates(pool, page as u64, head) {
+            let count = name.pages as usize;
+            if best.is_some_and(|best| best.pages >= count.min(rest)) {
+                break;
+            }
+            // The hash says that all pages are the text's; else its token keys must tell.
+            let whole = count <= rest && text.chain[page + count].short() == name.end;
+            let pages = if whole { count } else { self.common_pages(&name, text) };
+            if pages > best.map_or(0, |best| best.pages) {
+                best = Some(Stretch { name, pages });
+            }
+        }
+        best
+    }
+
+    /// The first pages of a file that are the text's.
+    fn common_pages(&mut self, name: &SegmentName, text: Text<'_>) -> usize {
+        match self.open_segment(name) {
+            Ok(segment) => common_pages(&segment, text),
+            Err(error) => {
+                self.blame(name, &error);
+                0
+            }
+        }
+    }
+
+    fn open_segment(&self, name: &SegmentName) -> Result<Segment> {
+        let path = self.file(name);
+        let segment = Segment::open(&*self.disk, &path)?;
+        match segment.meta.header.fingerprint == self.options.fingerprint {
+            true => Ok(segment),
+            false => Err(Error::damaged(&path, "its fingerprint is another model's")),
+        }
+    }
+
+    pub(super) fn file(&self, name: &SegmentName) -> std::path::PathBuf {
+        self.options.dir.join(name.to_string())
+    }
+
+    /// Draws the consequence of a file that cannot be used: a damaged one is removed,
+    /// so that its pages are stored anew; any other is left alone and not tried again.
+    fn blame(&mut self, name: &SegmentName, error: &Error) {
+        self.index.refuse(name);
+        if error.is_damage() {
+            let _ = self.disk.remove(&self.file(name));
+        }
+    }
+
+    /// Marks the files of a text's pages up to `end` as used now, at most twice a
+    /// minute; `floor` as in [`available`](Self::available).
+    pub fn touch(&mut self, pool: Pool, text: Text<'_>, floor: usize, end: usize) {
+        let names = self.names_before(pool, text, floor, end);
+        let Some(last) = names.last() else { return };
+        if self.touched.get(last).is_none_or(|then| then.elapsed() > TOUCH_PAUSE) {
+            self.touched.insert(*last, Instant::now());
+            self.mark_used(&names, SystemTime::now());
+        }
+    }
+
+    /// The files of a text's pages between `floor` and `end`.
+    pub(super) fn names_before(
+        &mut self,
+        pool: Pool,
+        text: Text<'_>,
+        floor: usize,
+        end: usize,
+    ) -> Vec<SegmentName> {
+        let path = self.path(pool, text, floor);
+        let before = |stretch: &&Stretch| (stretch.name.start as usize) < end;
+        path.iter().take_while(before).map(|stretch| stretch.name).collect()
+    }
+
+    /// Parents come first and never get an older time than their children, so that
+    /// children are evicted before them.
+    pub(super) fn mark_used(&self, names: &[SegmentName], now: SystemTime) {
+        for name in names {
+            // A time that cannot be set makes the file look older than it is.
+            let _ = self.disk.set_used(&self.file(name), now);
+        }
+    }
+}
+
+/// The first pages of a segment whose token keys are those of the text.
+fn common_pages(segment: &Segment, text: Text<'_>) -> usize {
+    let start = segment.meta.header.start as usize;
+    let rest = text.page_keys(start..text.pages());
+    let pages = segment.meta.keys.chunks_exact(PAGE_TOKENS);
+    pages.zip(rest.chunks_exact(PAGE_TOKENS)).take_while(|(stored, keys)| stored == keys).count()
+}
