@@ -31,6 +31,11 @@ mod segment;
 mod upkeep;
 mod write;
 
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;

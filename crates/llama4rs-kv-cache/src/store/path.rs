@@ -163,36 +163,23 @@ impl Store {
         }
     }
 
-    /// Marks the files of a text's pages up to `end` as used now, at most twice a
-    /// minute; `floor` as in [`available`](Self::available).
-    pub fn touch(&mut self, pool: Pool, text: Text<'_>, floor: usize, end: usize) {
-        let names = self.names_before(pool, text, floor, end);
-        let Some(last) = names.last() else { return };
-        if self.touched.get(last).is_none_or(|then| then.elapsed() > TOUCH_PAUSE) {
-            self.touched.insert(*last, Instant::now());
-            self.mark_used(&names, SystemTime::now());
-        }
-    }
-
-    /// The files of a text's pages between `floor` and `end`.
-    pub(super) fn names_before(
-        &mut self,
-        pool: Pool,
-        text: Text<'_>,
-        floor: usize,
-        end: usize,
-    ) -> Vec<SegmentName> {
+    /// Marks the files of `text` from `floor` on as used now, at most twice a minute;
+    /// `floor` as in [`available`](Self::available).
+    pub fn touch(&mut self, pool: Pool, text: Text<'_>, floor: usize) {
         let path = self.path(pool, text, floor);
-        let before = |stretch: &&Stretch| (stretch.name.start as usize) < end;
-        path.iter().take_while(before).map(|stretch| stretch.name).collect()
+        let Some(last) = path.last() else { return };
+        if self.touched.get(&last.name).is_none_or(|then| then.elapsed() > TOUCH_PAUSE) {
+            self.touched.insert(last.name, Instant::now());
+            self.mark_used(&path, SystemTime::now());
+        }
     }
 
     /// Parents come first and never get an older time than their children, so that
     /// children are evicted before them.
-    pub(super) fn mark_used(&self, names: &[SegmentName], now: SystemTime) {
-        for name in names {
+    pub(super) fn mark_used(&self, path: &[Stretch], now: SystemTime) {
+        for stretch in path {
             // A time that cannot be set makes the file look older than it is.
-            let _ = self.disk.set_used(&self.file(name), now);
+            let _ = self.disk.set_used(&self.file(&stretch.name), now);
         }
     }
 }

@@ -33,12 +33,11 @@ impl Store {
         let mut path = self.path(pool, text, floor);
         let mut start = floor + path.iter().map(|stretch| stretch.pages).sum::<usize>();
         if start >= text.pages() {
-            self.touch(pool, text, floor, start);
+            self.touch(pool, text, floor);
             return Ok(0);
         }
         let now = SystemTime::now();
-        let names: Vec<_> = path.iter().map(|stretch| stretch.name).collect();
-        self.mark_used(&names, now);
+        self.mark_used(&path, now);
         let mut written = 0;
         while start < text.pages() {
             let end = (start / MAX_PAGES + 1) * MAX_PAGES;
@@ -137,12 +136,15 @@ impl Store {
         disk.sync_dir(&self.options.dir).map_err(Error::io(&self.options.dir, "make durable"))
     }
 
-    /// Removes the files of a text's pages between `floor` and `end` that belong to no
-    /// longer text: chunked layers need them no more.
-    pub fn forget(&mut self, pool: Pool, text: Text<'_>, floor: usize, end: usize) {
-        for name in self.names_before(pool, text, floor, end) {
-            let _ = self.disk.remove(&self.file(&name));
-            self.index.remove(&name);
+    /// Removes the files that hold pages of `text` from `floor` on and nothing else:
+    /// chunked layers need them no more.
+    pub fn forget(&mut self, pool: Pool, text: Text<'_>, floor: usize) {
+        for stretch in self.path(pool, text, floor) {
+            if stretch.is_whole() {
+                // What stays for now is removed by the budget, later.
+                let _ = self.disk.remove(&self.file(&stretch.name));
+                self.index.remove(&stretch.name);
+            }
         }
     }
 

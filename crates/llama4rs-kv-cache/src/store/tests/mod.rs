@@ -1,0 +1,174 @@
+//! The store against a plain definition of what it must hold.
+
+mod crashes;
+mod damage;
+mod model;
+mod sharing;
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::disk::{Disk, System};
+use super::*;
+use crate::{TokenKey, PAGE_TOKENS};
+
+pub(super) const SIZES: PageSizes = PageSizes { first_global: 9000, global: 5000, chunked: 70_000 };
+pub(super) const POOLS: [Pool; 2] = [Pool::Global, Pool::Chunked];
+pub(super) const FINGERPRINT: Fingerprint = [3; 32];
+
+/// A text and its chain.
+#[derive(Clone)]
+pub(super) struct Sample {
+    keys: Vec<TokenKey>,
+    chain: Vec<PageHash>,
+}
+
+impl Sample {
+    /// `branches[i]` decides the tokens of page `i`; texts with the same beginning of
+    /// branches begin alike.
+    pub fn new(branches: &[u8]) -> Self {
+        let key = |(page, &branch): (usize, &u8)| {
+            (0..PAGE_TOKENS).map(move |i| (page * 1000 + i) as u64 | u64::from(branch) << 50)
+        };
+        let keys: Vec<_> = branches.iter().enumerate().flat_map(key).collect();
+        let mut chain = Vec::new();
+        extend_chain(&mut chain, PageHash::root(&FINGERPRINT), &keys);
+        Self { keys, chain }
+    }
+
+    pub fn text(&self) -> Text<'_> {
+        Text::new(&self.chain, &self.keys)
+    }
+
+    /// What a page must hold: a function of the text up to its end.
+    pub fn page(&self, pool: Pool, page: usize) -> Vec<u8> {
+        let mut hasher = blake3::Hasher::new_keyed(self.chain[page + 1].as_bytes());
+        hasher.update(pool.as_str().as_bytes());
+        let mut bytes = vec![0; SIZES.of(pool, page)];
+        hasher.finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    /// Checks that what is stored of this text is right, and returns how many pages.
+    pub fn check(&self, store: &mut Store, pool: Pool) -> usize {
+        let wanted = 0..self.text().pages();
+        let pages = store.read(pool, self.text(), 0, wanted);
+        for (number, bytes) in pages.iter().enumerate() {
+            assert!(**bytes == *self.page(pool, number), "a wrong page {number} of {pool:?}");
+        }
+        pages.len()
+    }
+}
+
+impl Pages for Sample {
+    fn read(&self, pool: Pool, page: usize) -> llama4rs_tensor::Result<Cow<'_, [u8]>> {
+        Ok(self.page(pool, page).into())
+    }
+}
+
+pub(super) fn options(dir: &Path) -> StoreOptions {
+    let dir = dir.join("kv");
+    StoreOptions { dir, fingerprint: FINGERPRINT, budget: None, read: ReadMode::Map }
+}
+
+pub(super) fn open(dir: &TempDir) -> Store {
+    Store::open(options(dir.path()), SIZES).unwrap()
+}
+
+pub(super) fn open_on(disk: Arc<dyn Disk>, dir: &TempDir) -> Result<Store> {
+    Store::open_on(disk, options(dir.path()), SIZES)
+}
+
+/// The files of a store.
+pub(super) fn files(store: &Store) -> Vec<std::path::PathBuf> {
+    let names = System.list(store.dir()).unwrap();
+    names.iter().map(|name| store.dir().join(name)).collect()
+}
+
+#[test]
+fn what_is_written_is_read_in_either_mode() {
+    let dir = TempDir::new().unwrap();
+    let sample = Sample::new(&[1; 130]);
+    for pool in POOLS {
+        assert_eq!(sample.check(&mut open(&dir), pool), 0);
+        let written = open(&dir).write(pool, sample.text(), 0, &sample).unwrap();
+        assert!(written as usize > 130 * SIZES.of(pool, 1));
+        assert_eq!(open(&dir).write(pool, sample.text(), 0, &sample).unwrap(), 0, "once only");
+    }
+    for read in [ReadMode::Map, ReadMode::Copy] {
+        let options = StoreOptions { read, ..options(dir.path()) };
+        let mut store = Store::open(options, SIZES).unwrap();
+        for pool in POOLS {
+            assert_eq!(sample.check(&mut store, pool), 130);
+            let part = store.read(pool, sample.text(), 0, 126..129);
+            assert_eq!(part.len(), 3);
+            for (bytes, number) in part.iter().zip(126..) {
+                assert_eq!(**bytes, *sample.page(pool, number));
+                assert_eq!(bytes.is_mapped(), read == ReadMode::Map);
+            }
+        }
+    }
+}
+
+#[test]
+fn texts_share_their_beginning() {
+    let dir = TempDir::new().unwrap();
+    let mut store = open(&dir);
+    let long = Sample::new(&[1; 20]);
+    store.write(Pool::Global, long.text(), 0, &long).unwrap();
+    let mut branches = [1; 30];
+    branches[12..].fill(2);
+    let fork = Sample::new(&branches);
+    assert_eq!(store.available(Pool::Global, fork.text(), 0), 12);
+    assert_eq!(fork.check(&mut store, Pool::Global), 12);
+    let written = store.write(Pool::Global, fork.text(), 0, &fork).unwrap();
+    assert!(written < 19 * SIZES.global as u64 + (200 << 10), "the common pages stay shared");
+    for mut store in [store, open(&dir)] {
+        assert_eq!(fork.check(&mut store, Pool::Global), 30);
+        assert_eq!(long.check(&mut store, Pool::Global), 20);
+        assert_eq!(Sample::new(&[1; 7]).check(&mut store, Pool::Global), 7);
+        assert_eq!(Sample::new(&[2; 7]).check(&mut store, Pool::Global), 0);
+        assert_eq!(long.check(&mut store, Pool::Chunked), 0, "pools are apart");
+    }
+}
+
+#[test]
+fn a_text_that_grows_by_single_pages_has_few_files() {
+    let dir = TempDir::new().unwrap();
+    let mut store = open(&dir);
+    let whole = Sample::new(&[1; 300]);
+    let mut pages_written = 0;
+    for pages in 1..=300 {
+        let part = Sample::new(&vec![1; pages]);
+        let written = store.write(Pool::Global, part.text(), 0, &whole).unwrap();
+        pages_written += (written as usize).div_ceil(SIZES.global.next_multiple_of(4096));
+        assert_eq!(store.available(Pool::Global, whole.text(), 0), pages);
+        assert!(files(&store).len() <= pages / 128 + 7, "{} files", files(&store).len());
+    }
+    // Each page at most eight times, and the space before the pages once per file.
+    assert!(pages_written < 300 * 8 + 300 * 17, "{pages_written}");
+    assert_eq!(whole.check(&mut open(&dir), Pool::Global), 300);
+}
+
+#[test]
+fn chunked_pages_begin_at_a_chunk_and_are_forgotten_after_it() {
+    let dir = TempDir::new().unwrap();
+    let mut store = open(&dir);
+    let sample = Sample::new(&[1; 10]);
+    store.write(Pool::Chunked, sample.text(), 6, &sample).unwrap();
+    assert_eq!(store.available(Pool::Chunked, sample.text(), 6), 4);
+    assert_eq!(store.available(Pool::Chunked, sample.text(), 0), 0);
+    let pages = store.read(Pool::Chunked, sample.text(), 6, 7..10);
+    assert_eq!(*pages[0], *sample.page(Pool::Chunked, 7));
+    let mut fork = [1; 10];
+    fork[8..].fill(2);
+    let fork = Sample::new(&fork);
+    store.forget(Pool::Chunked, fork.text(), 6);
+    assert_eq!(store.available(Pool::Chunked, sample.text(), 6), 4, "another text's file");
+    store.forget(Pool::Chunked, sample.text(), 6);
+    assert_eq!(store.available(Pool::Chunked, sample.text(), 6), 0);
+    assert_eq!(files(&store).len(), 0);
+}
