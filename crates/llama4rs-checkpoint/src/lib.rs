@@ -37,6 +37,7 @@
 //! ```
 
 mod config;
+mod digest;
 mod error;
 mod files;
 mod info;
@@ -53,6 +54,7 @@ mod published;
 mod published_names;
 mod quantize;
 mod safetensors_file;
+mod scan;
 mod shards;
 mod source_matrix;
 mod staging;
@@ -65,6 +67,7 @@ pub use config::{
     AttentionKind, Config, FeedForwardKind, LayerConfig, RopeScaling, TemperatureTuning,
     TextConfig, VisionConfig,
 };
+pub use digest::weights_digest;
 pub use error::{Error, ErrorKind, Result};
 pub use info::{info, ModelInfo};
 pub use open::{open, OpenOptions};

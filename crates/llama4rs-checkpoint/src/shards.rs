@@ -92,6 +92,11 @@ impl Shards {
         &self.directory
     }
 
+    /// The weight files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path())
+    }
+
     /// A checksum of all headers: names, shapes and sizes, not data.
     pub fn fingerprint(&self) -> blake3::Hash {
         self.fingerprint

@@ -1,22 +1,12 @@
 //! Every byte of a packed directory against its checksums.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{channel, Sender};
-
-use rayon::prelude::*;
 
 use crate::manifest::{self, plain_path, Manifest};
 use crate::packed_layout::padded;
 use crate::packed_model::PackedModel;
-use crate::progress::report;
-use crate::published::thread_pool;
+use crate::scan::{checksums, Run};
 use crate::{Error, Progress, Result};
-
-/// Bytes that are read and hashed at a time.
-const PIECE: u64 = 4 << 20;
 
 /// What a verification read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +34,7 @@ pub fn verify(path: impl AsRef<Path>, progress: &dyn Progress) -> Result<VerifyR
     let packed = Manifest::read(path)?;
     let parts = parts(path, &packed)?;
     let total = parts.iter().map(|part| part.bytes).sum();
-    check_parts(&parts, total, progress)?;
+    check_parts(&parts, progress)?;
     Ok(VerifyReport {
         tensors: packed.tensors.len(),
         files: packed.files.len() + packed.copies.len(),
@@ -90,55 +80,25 @@ fn parts<'a>(directory: &Path, packed: &'a Manifest) -> Result<Vec<Part<'a>>> {
     Ok(parts)
 }
 
-/// Workers hash; this thread listens to them and tells the caller.
-fn check_parts(parts: &[Part<'_>], total: u64, progress: &dyn Progress) -> Result<()> {
-    let stop = AtomicBool::new(false);
-    let (sender, receiver) = channel();
-    let mut outcome = Ok(());
-    let mut interrupted = Ok(());
-    let (stop_flag, outcome_slot) = (&stop, &mut outcome);
-    thread_pool(None)?.in_place_scope(|scope| {
-        scope.spawn(move |_| {
-            *outcome_slot = parts
-                .par_iter()
-                .try_for_each_with(sender, |sender, part| part.check(sender, stop_flag));
-        });
-        let mut done = 0;
-        for (what, bytes) in receiver {
-            done += bytes;
-            if interrupted.is_ok() {
-                interrupted = report(progress, what, done, total);
-                stop.store(interrupted.is_err(), Ordering::Relaxed);
-            }
-        }
-    });
-    interrupted.and(outcome)
-}
-
-impl Part<'_> {
-    fn check<'a>(&'a self, sender: &mut Sender<(&'a str, u64)>, stop: &AtomicBool) -> Result<()> {
-        let io = |error| Error::io(&self.path, error);
-        let file = File::open(&self.path).map_err(io)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; PIECE.min(self.bytes) as usize];
-        let mut at = 0;
-        while at < self.bytes && !stop.load(Ordering::Relaxed) {
-            let piece = &mut buffer[..PIECE.min(self.bytes - at) as usize];
-            file.read_exact_at(piece, self.offset + at).map_err(io)?;
-            hasher.update(piece);
-            at += piece.len() as u64;
-            // Nobody listens any more when the caller's thread has gone; so be it.
-            let _ = sender.send((self.what.as_str(), piece.len() as u64));
-        }
-        let found = hasher.finalize().to_string();
-        if at == self.bytes && found != self.expected {
+/// The first difference is an error.
+fn check_parts(parts: &[Part<'_>], progress: &dyn Progress) -> Result<()> {
+    let runs: Vec<_> = parts.iter().map(Part::run).collect();
+    for (part, found) in parts.iter().zip(checksums(&runs, progress)?) {
+        let found = found.to_string();
+        if found != part.expected {
             return Err(Error::Checksum {
-                path: self.path.clone(),
-                what: self.what.clone(),
-                expected: self.expected.to_owned(),
+                path: part.path.clone(),
+                what: part.what.clone(),
+                expected: part.expected.to_owned(),
                 found,
             });
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+impl Part<'_> {
+    fn run(&self) -> Run<'_> {
+        Run { path: &self.path, what: &self.what, offset: self.offset, bytes: self.bytes }
     }
 }
