@@ -11,16 +11,18 @@ pub struct Avx2(());
 impl Avx2 {
     /// The token, where the processor and the system know AVX2 and FMA.
     pub fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
 }
 
-/// Compiles `kernel` with AVX2 and FMA.
+/// Compiles `kernel` with AVX2, FMA and F16C.
 ///
 /// # Safety
 /// The processor has the features: whoever holds the token knows.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn enabled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
     kernel.run(simd)
 }
@@ -71,6 +73,14 @@ impl Simd for Avx2 {
                 let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
             };
+            (half(from), half(from.add(16)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            let half = |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.cast()));
             (half(from), half(from.add(16)))
         }
     }

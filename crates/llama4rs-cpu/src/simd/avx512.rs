@@ -81,6 +81,11 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn line(self, from: *const u8) -> Self::W {
         // SAFETY: the token proves the features, the caller the memory.
         unsafe { _mm512_loadu_si512(from.cast()) }

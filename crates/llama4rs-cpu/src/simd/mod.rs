@@ -76,6 +76,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// 32 bytes can be read at `from`; no alignment is needed.
     unsafe fn load_bf16(self, from: *const u8) -> Self::F;
+    /// 16 consecutive f16 numbers.
+    ///
+    /// # Safety
+    /// 32 bytes can be read at `from`; no alignment is needed.
+    unsafe fn load_f16(self, from: *const u8) -> Self::F;
     /// One line of a panel.
     ///
     /// # Safety

@@ -58,6 +58,12 @@ impl Simd for Scalar {
         halves.map(|half| f32::from_bits((u16::from_le(half) as u32) << 16))
     }
     #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        halves.map(|half| half::f16::from_bits(u16::from_le(half)).to_f32())
+    }
+    #[inline(always)]
     unsafe fn line(self, from: *const u8) -> Self::W {
         // SAFETY: the caller's promise.
         unsafe { from.cast::<[u32; LANES]>().read_unaligned() }.map(u32::from_le)

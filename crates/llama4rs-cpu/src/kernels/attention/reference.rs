@@ -4,7 +4,7 @@ use llama4rs_tensor::{KvDtype, KvSpan, PageForm, PageId};
 
 use super::SEGMENT_TOKENS;
 use crate::kernels::exp::reference::exp;
-use crate::kernels::kv_pages::{rotate, unseal_head, KvPages};
+use crate::kernels::kv_pages::{rotate, KvPages, Sealed};
 use crate::simd::LANES;
 use crate::Tensor;
 
@@ -12,7 +12,7 @@ use crate::Tensor;
 fn plane(pool: &KvPages, page: PageId, layer: usize, head: usize, value: bool) -> Vec<f32> {
     let bytes = pool.head(page, layer, head);
     if page.form() == PageForm::Sealed {
-        return unseal_head(pool.geometry(), pool.sealed_head().unwrap(), bytes, value);
+        return Sealed::new(pool.geometry(), pool.sealed_head().unwrap(), bytes, value).floats();
     }
     let plane = bytes.chunks(bytes.len() / 2).nth(value as usize).unwrap();
     match pool.geometry().dtype {
@@ -36,6 +36,25 @@ fn tree(lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// 16 lanes, then a tree.
+fn dot<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    pairs.enumerate().for_each(|(i, (a, b))| lanes[i % LANES] = a.mul_add(*b, lanes[i % LANES]));
+    tree(lanes)
+}
+
+/// `x * steps` as integers, what one of them stands for, and `x · centres`.
+fn round(x: &[f32], page: &Sealed) -> (Vec<i64>, f32, f32) {
+    let products: Vec<f32> = x.iter().zip(&page.steps).map(|(x, step)| x * step).collect();
+    let top = products.iter().fold(0.0f32, |top, x| top.max(x.abs()));
+    let (inverse, scale) = match top >= 1e-30 {
+        true => (page.largest / top, top / page.largest),
+        false => (0.0, 0.0),
+    };
+    let integers = products.iter().map(|x| (x * inverse).round_ties_even() as i64).collect();
+    (integers, scale, dot(x.iter().zip(&page.centres)))
+}
+
 struct Sums {
     largest: f32,
     sum: f32,
@@ -47,19 +66,9 @@ impl Sums {
         Self { largest: f32::NEG_INFINITY, sum: 0.0, acc: vec![0.0; width] }
     }
 
-    /// Adds one page of keys and values, of which the query sees all.
-    fn page(&mut self, query: &[f32], keys: &[f32], values: &[f32], scale: f32) {
-        let width = query.len();
-        let scores: Vec<f32> = keys
-            .chunks_exact(width)
-            .map(|key| {
-                let mut lanes = [0.0f32; LANES];
-                for i in 0..width {
-                    lanes[i % LANES] = query[i].mul_add(key[i], lanes[i % LANES]);
-                }
-                tree(lanes) * scale
-            })
-            .collect();
+    /// Adds one page of which the query has these scores; `add` adds its values,
+    /// weighed by the probabilities, to the accumulators.
+    fn page(&mut self, scores: &[f32], add: impl FnOnce(&[f32], &mut [f32])) {
         let largest = scores.iter().fold(self.largest, |m, &s| m.max(s));
         let factor = exp(self.largest - largest);
         let p: Vec<f32> = scores.iter().map(|s| exp(s - largest)).collect();
@@ -67,12 +76,41 @@ impl Sums {
         p.iter().enumerate().for_each(|(t, p)| lanes[t % LANES] += p);
         self.largest = largest;
         self.sum = self.sum.mul_add(factor, tree(lanes));
-        for (i, acc) in self.acc.iter_mut().enumerate() {
-            *acc *= factor;
-            for (t, p) in p.iter().enumerate() {
-                *acc = p.mul_add(values[t * width + i], *acc);
+        self.acc.iter_mut().for_each(|acc| *acc *= factor);
+        add(&p, &mut self.acc);
+    }
+
+    /// A page of floats, of which the query sees all.
+    fn exact_page(&mut self, query: &[f32], keys: &[f32], values: &[f32], scale: f32) {
+        let width = query.len();
+        let scores: Vec<f32> =
+            keys.chunks_exact(width).map(|key| dot(query.iter().zip(key)) * scale).collect();
+        self.page(&scores, |p, acc| {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (t, p) in p.iter().enumerate() {
+                    *acc = p.mul_add(values[t * width + i], *acc);
+                }
             }
-        }
+        });
+    }
+
+    /// A page of codes.
+    fn sealed_page(&mut self, query: &[f32], keys: &Sealed, values: &Sealed, scale: f32) {
+        let width = query.len();
+        let tokens = values.centres.len();
+        let (r, a, bias) = round(query, keys);
+        let score = |t: usize| {
+            let sum: i64 = (0..width).map(|d| r[d] * keys.codes[t * width + d]).sum();
+            (sum as f32).mul_add(a, bias) * scale
+        };
+        let scores: Vec<f32> = (0..tokens).map(score).collect();
+        self.page(&scores, |p, acc| {
+            let (r, b, bias) = round(p, values);
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let sum: i64 = (0..tokens).map(|t| r[t] * values.codes[t * width + i]).sum();
+                *acc = (sum as f32).mul_add(b, *acc + bias);
+            }
+        });
     }
 
     fn merge(&mut self, segment: &Sums) {
@@ -124,10 +162,16 @@ pub fn attend(
             for (i, &page) in segment_pages.iter().enumerate() {
                 let before = (s * (SEGMENT_TOKENS / page_tokens).max(1) + i) * page_tokens;
                 let seen = visible.saturating_sub(before).min(page_tokens) * width;
-                if seen > 0 {
+                if page.form() == PageForm::Sealed {
+                    let section = |value| {
+                        let head = pool.head(page, layer, kv_head);
+                        Sealed::new(pool.geometry(), pool.sealed_head().unwrap(), head, value)
+                    };
+                    segment.sealed_page(q, &section(false), &section(true), scale);
+                } else if seen > 0 {
                     let keys = plane(pool, page, layer, kv_head, false);
                     let values = plane(pool, page, layer, kv_head, true);
-                    segment.page(q, &keys[..seen], &values[..seen], scale);
+                    segment.exact_page(q, &keys[..seen], &values[..seen], scale);
                 }
             }
             if segment.sum > 0.0 {

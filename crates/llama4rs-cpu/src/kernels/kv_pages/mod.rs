@@ -13,7 +13,8 @@ use crate::parallel::Threads;
 use crate::Tensor;
 
 pub use self::rotate::rotate;
-pub use self::seal::unseal_head;
+#[cfg(test)]
+pub use self::seal::Sealed;
 
 /// Numbers that are worth waking the threads for.
 const PARALLEL_NUMBERS: usize = 16 << 10;

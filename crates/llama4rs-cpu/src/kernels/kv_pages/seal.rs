@@ -135,35 +135,70 @@ fn put_code(section: &mut [u8], bits: usize, lane: (usize, usize), word: (usize,
     section[byte] |= code << shift;
 }
 
-/// Keys (or values) of one head of a sealed page as floats, `[token][head_dim]`.
-pub fn unseal_head(
-    geometry: &KvGeometry,
-    layout: &SealedHead,
-    sealed: &[u8],
-    value: bool,
-) -> Vec<f32> {
-    let KvGeometry { head_dim, page_tokens, dtype, .. } = *geometry;
-    let bits = dtype.code_bits().expect("a sealed page has codes");
-    let codes = Codes::of(bits);
-    let (centres, steps, bytes) = match value {
-        false => (&layout.key_centres, &layout.key_steps, &layout.key_codes),
-        true => (&layout.value_centres, &layout.value_steps, &layout.value_codes),
-    };
-    let half = |section: &std::ops::Range<usize>, i: usize| {
-        let bytes = &sealed[section.clone()][2 * i..][..2];
-        f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
-    };
-    let bytes = &sealed[bytes.clone()];
-    let number = |token: usize, channel: usize| {
-        let (token, channel) = ((token, page_tokens), (channel, layout.width));
-        let (shared, (byte, shift)) = match value {
-            false => (channel.0, code_place(bits, token, channel)),
-            true => (token.0, code_place(bits, channel, token)),
-        };
-        let code = (bytes[byte] >> shift & codes.top) as f32 - codes.zero as f32;
-        half(steps, shared).mul_add(code, half(centres, shared))
-    };
-    (0..page_tokens * head_dim).map(|i| number(i / head_dim, i % head_dim)).collect()
+#[cfg(test)]
+pub use self::reading::Sealed;
+
+/// Reading codes one by one, for the tests.
+#[cfg(test)]
+mod reading {
+    use super::*;
+
+    /// Keys (or values) of one head of a sealed page.
+    pub struct Sealed {
+        /// `[token][head_dim]`, less the code of the centre.
+        pub codes: Vec<i64>,
+        /// By channel (keys) or by token (values).
+        pub centres: Vec<f32>,
+        pub steps: Vec<f32>,
+        /// The largest integer that a factor of these codes is rounded to.
+        pub largest: f32,
+        head_dim: usize,
+        value: bool,
+    }
+
+    impl Sealed {
+        pub fn new(geometry: &KvGeometry, layout: &SealedHead, head: &[u8], value: bool) -> Self {
+            let KvGeometry { head_dim, page_tokens, dtype, .. } = *geometry;
+            let bits = dtype.code_bits().expect("a sealed page has codes");
+            let (centres, steps, codes, shared) = match value {
+                false => (&layout.key_centres, &layout.key_steps, &layout.key_codes, head_dim),
+                true => {
+                    (&layout.value_centres, &layout.value_steps, &layout.value_codes, page_tokens)
+                }
+            };
+            let halves = |section: &std::ops::Range<usize>| -> Vec<f32> {
+                let halves = head[section.clone()].chunks(2);
+                halves.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).take(shared).collect()
+            };
+            let bytes = &head[codes.clone()];
+            let code = |i: usize| {
+                let (token, channel) = ((i / head_dim, page_tokens), (i % head_dim, layout.width));
+                let (byte, shift) = match value {
+                    false => code_place(bits, token, channel),
+                    true => code_place(bits, channel, token),
+                };
+                let codes = Codes::of(bits);
+                (bytes[byte] >> shift & codes.top) as i64 - codes.zero as i64
+            };
+            Self {
+                codes: (0..page_tokens * head_dim).map(code).collect(),
+                centres: halves(centres),
+                steps: halves(steps),
+                largest: if bits == 8 { 127.0 * 255.0 } else { 127.0 },
+                head_dim,
+                value,
+            }
+        }
+
+        /// The numbers, `[token][head_dim]`.
+        pub fn floats(&self) -> Vec<f32> {
+            let number = |(i, &code): (usize, &i64)| {
+                let shared = if self.value { i / self.head_dim } else { i % self.head_dim };
+                self.steps[shared].mul_add(code as f32, self.centres[shared])
+            };
+            self.codes.iter().enumerate().map(number).collect()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -189,7 +224,7 @@ mod tests {
         let layout = geometry.sealed_head().unwrap();
         let mut bytes = vec![0xAA; layout.bytes()];
         seal_head(geometry, &layout, &exact(keys, values), &mut bytes);
-        [false, true].map(|value| unseal_head(geometry, &layout, &bytes, value))
+        [false, true].map(|value| Sealed::new(geometry, &layout, &bytes, value).floats())
     }
 
     fn any_dtype() -> impl Strategy<Value = KvDtype> {

@@ -16,20 +16,20 @@ impl Avx2Vnni {
     }
 }
 
-/// Compiles `kernel` with AVX2 and FMA.
+/// Compiles `kernel` with AVX2, FMA and F16C.
 ///
 /// # Safety
 /// The processor has the features: whoever holds the token knows.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn enabled<K: IntegerKernel>(integers: Avx2, kernel: K) {
     kernel.run(integers)
 }
 
-/// Compiles `kernel` with AVX2, FMA and AVX-VNNI.
+/// Compiles `kernel` with AVX2, FMA, F16C and AVX-VNNI.
 ///
 /// # Safety
 /// The processor has the features: whoever holds the token knows.
-#[target_feature(enable = "avx2,fma,avxvnni")]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn enabled_vnni<K: IntegerKernel>(integers: Avx2Vnni, kernel: K) {
     kernel.run(integers)
 }

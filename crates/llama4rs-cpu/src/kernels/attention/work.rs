@@ -1,0 +1,139 @@
+//! What the queries of a task have gathered, and how they gather more.
+
+use crate::kernels::exp::exp;
+use crate::simd::{Simd, LANES};
+
+/// Sizes that the steps of a task share. A *query* is one head of one row; the
+/// heads of a row follow each other.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// Rows, and query heads of each.
+    pub rows: usize,
+    pub heads: usize,
+    /// `head_dim` and the next multiple of 16.
+    pub head_dim: usize,
+    pub width: usize,
+    /// Tokens of a page, as a multiple of 16.
+    pub padded_tokens: usize,
+}
+
+impl Sizes {
+    pub fn queries(&self) -> usize {
+        self.rows * self.heads
+    }
+
+    /// Floats of a [`Partial`].
+    pub fn partial(&self) -> usize {
+        self.queries() * (self.width + 2)
+    }
+}
+
+/// Unfinished softmax sums of every query.
+pub struct Partial<'a> {
+    /// Largest score so far.
+    pub largest: &'a mut [f32],
+    /// `Σ exp(score - largest)`
+    pub sum: &'a mut [f32],
+    /// `Σ exp(score - largest) value`, `[query][width]`
+    pub acc: &'a mut [f32],
+}
+
+impl<'a> Partial<'a> {
+    /// The sums in the first [`Sizes::partial`] of these floats.
+    pub fn of(sizes: Sizes, floats: &'a mut [f32]) -> Self {
+        let (largest, rest) = floats[..sizes.partial()].split_at_mut(sizes.queries());
+        let (sum, acc) = rest.split_at_mut(sizes.queries());
+        Self { largest, sum, acc }
+    }
+
+    /// Nothing seen yet.
+    pub fn clear(&mut self) {
+        self.largest.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.acc.fill(0.0);
+    }
+
+    /// Adds the sums of the next segment.
+    #[inline(always)]
+    pub fn merge<S: Simd>(&mut self, simd: S, sizes: Sizes, segment: &Partial<'_>) {
+        for query in 0..sizes.queries() {
+            if segment.largest[query] == f32::NEG_INFINITY {
+                continue; // the row saw nothing of this segment
+            }
+            let (before, new) = (self.largest[query], segment.largest[query]);
+            let largest = if new > before { new } else { before };
+            let (old_factor, factor) =
+                (exp_one(simd, before - largest), exp_one(simd, new - largest));
+            self.largest[query] = largest;
+            self.sum[query] = segment.sum[query].mul_add(factor, self.sum[query] * old_factor);
+            let range = query * sizes.width..(query + 1) * sizes.width;
+            for (total, segment) in self.acc[range.clone()].iter_mut().zip(&segment.acc[range]) {
+                *total = segment.mul_add(factor, *total * old_factor);
+            }
+        }
+    }
+}
+
+/// The queries of a task on their way through the pages of one segment.
+pub struct Work<'a> {
+    pub sizes: Sizes,
+    /// Factor of every score.
+    pub scale: f32,
+    /// `[query][width]`
+    pub queries: &'a [f32],
+    /// `[query][page token]`: scores, then probabilities.
+    pub scores: &'a mut [f32],
+    pub partial: Partial<'a>,
+}
+
+impl Work<'_> {
+    /// Scores of a row's queries to probabilities, which its `seen` tokens share.
+    #[inline(always)]
+    pub fn soften<S: Simd>(&mut self, simd: S, row: usize, seen: usize) {
+        let sizes = self.sizes;
+        if seen == 0 {
+            return;
+        }
+        let padded = seen.next_multiple_of(LANES);
+        for query in row * sizes.heads..(row + 1) * sizes.heads {
+            let scores = &mut self.scores[query * sizes.padded_tokens..][..padded];
+            scores[seen..].fill(f32::NEG_INFINITY);
+
+            let mut largest = simd.splat(f32::NEG_INFINITY);
+            for chunk in scores.chunks_exact(LANES) {
+                // SAFETY: 16 floats.
+                largest = simd.max(largest, unsafe { simd.load(chunk.as_ptr()) });
+            }
+            let (before, page) = (self.partial.largest[query], simd.largest(largest));
+            let largest = if page > before { page } else { before };
+            self.partial.largest[query] = largest;
+
+            let mut sum = simd.splat(0.0);
+            for chunk in scores.chunks_exact_mut(LANES) {
+                // SAFETY: 16 floats.
+                unsafe {
+                    let score = simd.load(chunk.as_ptr());
+                    let p = exp(simd, simd.sub(score, simd.splat(largest)));
+                    simd.store(p, chunk.as_mut_ptr());
+                    sum = simd.add(sum, p);
+                }
+            }
+            let factor = exp_one(simd, before - largest);
+            let sum = self.partial.sum[query].mul_add(factor, simd.sum(sum));
+            self.partial.sum[query] = sum;
+            if factor != 1.0 {
+                let acc = &mut self.partial.acc[query * sizes.width..][..sizes.width];
+                acc.iter_mut().for_each(|acc| *acc *= factor);
+            }
+        }
+    }
+}
+
+/// `exp` of a single value.
+#[inline(always)]
+pub fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: 16 floats.
+    unsafe { simd.store(exp(simd, simd.splat(x)), lanes.as_mut_ptr()) };
+    lanes[0]
+}
