@@ -2,6 +2,7 @@
 
 use llama4rs_tensor::{Error, Result};
 
+use crate::kernels::attend_all;
 use crate::kernels::attention::AttentionScratch;
 use crate::kernels::experts::ExpertScratch;
 use crate::kernels::matmul::MatmulScratch;
@@ -18,6 +19,7 @@ pub struct Cpu {
     pub(crate) matmul_scratch: Spare<MatmulScratch>,
     pub(crate) expert_scratch: Spare<ExpertScratch>,
     pub(crate) attention_scratch: Spare<AttentionScratch>,
+    pub(crate) attend_all_scratch: Spare<attend_all::Scratch>,
 }
 
 impl Cpu {
@@ -43,6 +45,7 @@ impl Cpu {
             matmul_scratch: Spare::default(),
             expert_scratch: Spare::default(),
             attention_scratch: Spare::default(),
+            attend_all_scratch: Spare::default(),
         })
     }
 

@@ -1,8 +1,10 @@
 //! [`VisionBackend`] for [`Cpu`]: shape checks, then one kernel per call.
 
-use llama4rs_tensor::{Error, Result, VisionBackend};
+use llama4rs_tensor::{Error, PackedMatrix, Result, VisionBackend};
 
-use crate::kernels::{attend_all, gelu, layer_norm, rows};
+use crate::kernels::attend_all::{self, Products};
+use crate::kernels::matmul::Form;
+use crate::kernels::{gelu, layer_norm, rows};
 use crate::{Cpu, Tensor};
 
 /// An error of `operation` unless `x` is `[rows, cols]`.
@@ -56,8 +58,11 @@ impl VisionBackend for Cpu {
         Ok(())
     }
 
-    fn gelu(&self, x: &mut Tensor) -> Result<()> {
-        gelu::gelu(self.dispatch, &self.threads, x.values_mut());
+    fn gelu(&self, x: &mut Tensor, bias: Option<&Vec<f32>>) -> Result<()> {
+        if let Some(bias) = bias {
+            require_columns("gelu", x, bias)?;
+        }
+        gelu::gelu(self.dispatch, &self.threads, x, bias.map(Vec::as_slice));
         Ok(())
     }
 
@@ -69,6 +74,7 @@ impl VisionBackend for Cpu {
         tile_rows: usize,
         head_dim: usize,
         scale: f32,
+        next: &PackedMatrix,
         out: &mut Tensor,
     ) -> Result<()> {
         require_shape("attend_all", k, q.rows(), q.cols())?;
@@ -77,8 +83,22 @@ impl VisionBackend for Cpu {
         require_whole("attend_all", "columns", q.cols(), head_dim)?;
         out.resize(q.rows(), q.cols())?;
         if !q.values().is_empty() {
-            let (dispatch, threads) = (self.dispatch, &self.threads);
-            attend_all::attend_all(dispatch, threads, q, k, v, tile_rows, head_dim, scale, out);
+            let products = match Form::of(next.format(), self.arithmetic) {
+                Form::Codes { .. } => Products::Integers,
+                Form::Floats => Products::Floats,
+            };
+            let (how, qkv) = ((self.dispatch, products), [q, k, v]);
+            let scratch = &self.attend_all_scratch;
+            attend_all::attend_all(
+                how,
+                &self.threads,
+                scratch,
+                qkv,
+                tile_rows,
+                head_dim,
+                scale,
+                out,
+            );
         }
         Ok(())
     }
@@ -102,7 +122,7 @@ impl VisionBackend for Cpu {
 
 #[cfg(test)]
 mod tests {
-    use llama4rs_tensor::Backend;
+    use llama4rs_tensor::{Backend, WeightFormat};
 
     use super::*;
     use crate::test_support::{all_cpus, assert_bits, best_cpu, Random};
@@ -122,7 +142,8 @@ mod tests {
         refused("layer_norm", cpu.layer_norm(&x, &seven, &eight, 1e-5, &mut out));
         refused("layer_norm", cpu.layer_norm(&x, &eight, &seven, 1e-5, &mut out));
         refused("add_bias", cpu.add_bias(&mut x, &seven));
-        let same = x.clone();
+        refused("gelu", cpu.gelu(&mut x, Some(&seven)));
+        let (same, next) = (x.clone(), random.matrix(WeightFormat::F32, 1, 8, 8));
         for (k, v, tile_rows, head_dim) in [
             (&random.tensor(5, 8), &same, 3, 4),
             (&same, &random.tensor(6, 4), 3, 4),
@@ -131,7 +152,7 @@ mod tests {
             (&same, &same, 3, 3),
             (&same, &same, 3, 0),
         ] {
-            let result = cpu.attend_all(&same, k, v, tile_rows, head_dim, 1.0, &mut out);
+            let result = cpu.attend_all(&same, k, v, tile_rows, head_dim, 1.0, &next, &mut out);
             refused("attend_all", result);
         }
         refused("reshape", cpu.reshape(&mut x, 5));
@@ -146,11 +167,11 @@ mod tests {
     fn nothing_is_a_fitting_shape() {
         let cpu = best_cpu();
         let (mut x, mut out) = (cpu.empty(), cpu.empty());
-        let none = vec![];
+        let (none, next) = (vec![], Random(1).matrix(WeightFormat::F32, 1, 1, 1));
         cpu.layer_norm(&x, &none, &none, 1e-5, &mut out).unwrap();
         cpu.add_bias(&mut x, &none).unwrap();
-        cpu.gelu(&mut x).unwrap();
-        cpu.attend_all(&x, &x, &x, 3, 4, 1.0, &mut out).unwrap();
+        cpu.gelu(&mut x, None).unwrap();
+        cpu.attend_all(&x, &x, &x, 3, 4, 1.0, &next, &mut out).unwrap();
         cpu.replace_rows(&mut x, &[], &out).unwrap();
         cpu.reshape(&mut x, 4).unwrap();
         assert_eq!(cpu.shape(&x), (0, 4));
@@ -196,14 +217,15 @@ mod tests {
         let random = &mut Random(4);
         let cpu = best_cpu();
         let (x, ones) = (random.tensor(6, 8), vec![1.0; 8]);
+        let next = random.matrix(WeightFormat::F32, 1, 8, 8);
         let mut out = random.tensor(2, 3);
         cpu.layer_norm(&x, &ones, &ones, 1e-5, &mut out).unwrap();
         assert_eq!(cpu.shape(&out), (6, 8));
         let mut out = random.tensor(2, 3);
-        cpu.attend_all(&x, &x, &x, 3, 4, 1.0, &mut out).unwrap();
+        cpu.attend_all(&x, &x, &x, 3, 4, 1.0, &next, &mut out).unwrap();
         assert_eq!(cpu.shape(&out), (6, 8));
         let mut x = x;
-        cpu.gelu(&mut x).unwrap();
+        cpu.gelu(&mut x, None).unwrap();
         assert_eq!(cpu.shape(&x), (6, 8));
     }
 }

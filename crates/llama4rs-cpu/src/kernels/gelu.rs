@@ -1,12 +1,13 @@
 //! `x = x/2 (1 + erf(x / sqrt(2)))`, the exact GELU.
 //!
-//! The order: `a = max(x, -x)`; `x = max(x, 0) - a tail(a)`, with the
+//! A bias is added first. The order: `a = max(x, -x)`; `x = max(x, 0) - a tail(a)`, with the
 //! [`normal_tail`] of [`super::erf`]. For negative `x` this is a product alone, so
 //! the left tail keeps its digits; for positive `x` it is `x` less a small part.
 
 use super::erf::normal_tail;
 use crate::parallel::{Shared, Threads};
 use crate::simd::{Dispatch, Kernel, Simd, LANES};
+use crate::Tensor;
 
 /// Values that one thread does by itself.
 const GRAIN: usize = 16 << 10;
@@ -23,41 +24,60 @@ pub fn gelu_lanes<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.sub(simd.max(zero, x), simd.mul(a, normal_tail(simd, a)))
 }
 
-/// GELU in place.
-pub fn gelu(dispatch: Dispatch, threads: &Threads, x: &mut [f32]) {
-    let len = x.len();
-    let x = Shared::new(x);
-    threads.for_ranges(len, GRAIN, |range| {
+/// GELU in place, of `x + bias` if there is one, which is as long as a row.
+pub fn gelu(dispatch: Dispatch, threads: &Threads, x: &mut Tensor, bias: Option<&[f32]>) {
+    let (rows, cols) = (x.rows(), x.cols());
+    let x = Shared::new(x.values_mut());
+    threads.for_ranges(rows, GRAIN / cols.max(1) + 1, |rows| {
         // SAFETY: ranges do not overlap.
-        let x = unsafe { x.part(range) };
-        dispatch.run(Gelu(x));
+        let x = unsafe { x.part(rows.start * cols..rows.end * cols) };
+        dispatch.run(Gelu { x, cols, bias });
     });
 }
 
-struct Gelu<'a>(&'a mut [f32]);
+/// Some rows.
+struct Gelu<'a> {
+    x: &'a mut [f32],
+    cols: usize,
+    bias: Option<&'a [f32]>,
+}
 
 impl Kernel for Gelu<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut chunks = self.0.chunks_exact_mut(LANES);
-        for chunk in &mut chunks {
-            // SAFETY: 16 floats.
-            unsafe {
-                let x = simd.load(chunk.as_ptr());
-                simd.store(gelu_lanes(simd, x), chunk.as_mut_ptr());
+        let Self { x, cols, bias } = self;
+        let whole = cols / LANES * LANES;
+        for row in x.chunks_exact_mut(cols) {
+            for first in (0..whole).step_by(LANES) {
+                let bias = bias.map(|bias| &bias[first..first + LANES]);
+                gelu_sixteen(simd, &mut row[first..first + LANES], bias);
+            }
+            if whole < cols {
+                let (mut tail, mut tail_bias) = ([0.0; LANES], [0.0; LANES]);
+                tail[..cols - whole].copy_from_slice(&row[whole..]);
+                if let Some(bias) = bias {
+                    tail_bias[..cols - whole].copy_from_slice(&bias[whole..]);
+                }
+                gelu_sixteen(simd, &mut tail, bias.map(|_| &tail_bias[..]));
+                row[whole..].copy_from_slice(&tail[..cols - whole]);
             }
         }
-        let rest = chunks.into_remainder();
-        let mut tail = [0.0; LANES];
-        tail[..rest.len()].copy_from_slice(rest);
-        // SAFETY: 16 floats.
-        unsafe {
-            let x = simd.load(tail.as_ptr());
-            simd.store(gelu_lanes(simd, x), tail.as_mut_ptr());
+    }
+}
+
+/// GELU of sixteen values, with as many of the bias.
+#[inline(always)]
+fn gelu_sixteen<S: Simd>(simd: S, x: &mut [f32], bias: Option<&[f32]>) {
+    assert!(x.len() == LANES && bias.is_none_or(|bias| bias.len() == LANES));
+    // SAFETY: 16 floats each.
+    unsafe {
+        let mut sum = simd.load(x.as_ptr());
+        if let Some(bias) = bias {
+            sum = simd.add(sum, simd.load(bias.as_ptr()));
         }
-        rest.copy_from_slice(&tail[..rest.len()]);
+        simd.store(gelu_lanes(simd, sum), x.as_mut_ptr());
     }
 }
 
@@ -85,9 +105,9 @@ mod tests {
         let plain: Vec<f32> =
             (0..1 << 18).map(|i| (i as f32 / (1 << 18) as f32 - 0.5) * 36.0).collect();
         for cpu in all_cpus() {
-            let mut got = plain.clone();
-            gelu(cpu.dispatch, &cpu.threads, &mut got);
-            for (&x, &got) in plain.iter().zip(&got) {
+            let mut got = Tensor::from_values(&plain, 64).unwrap();
+            gelu(cpu.dispatch, &cpu.threads, &mut got, None);
+            for (&x, &got) in plain.iter().zip(got.values()) {
                 let expected = exactly(x);
                 let error = (got as f64 - expected).abs();
                 let what = cpu.description();
@@ -102,8 +122,10 @@ mod tests {
     #[test]
     fn special_values() {
         for cpu in all_cpus() {
-            let mut x = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, 0.0, f32::NAN];
-            gelu(cpu.dispatch, &cpu.threads, &mut x);
+            let x = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, 0.0, f32::NAN];
+            let mut x = Tensor::from_values(&x, 6).unwrap();
+            gelu(cpu.dispatch, &cpu.threads, &mut x, None);
+            let x = x.values();
             assert_eq!(x[..5], [f32::INFINITY, 0.0, f32::MAX, 0.0, 0.0], "{}", cpu.description());
             assert!(x[5].is_nan(), "{}", cpu.description());
         }
@@ -113,16 +135,25 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn every_set_and_thread_count_gives_the_reference(
-            len in prop::sample::select(vec![0, 1, 15, 16, 17, 1000, 2 * GRAIN + 5]),
+            (rows, cols) in prop::sample::select(vec![
+                (0, 5), (1, 1), (3, 15), (5, 16), (2, 17), (1000, 33), (2, 2 * GRAIN + 5),
+            ]),
             size in 0.1f32..20.0,
             seed in any::<u64>(),
         ) {
-            let plain: Vec<f32> = Random(seed).values(len).iter().map(|x| x * size).collect();
-            let expected: Vec<f32> = plain.iter().map(|&x| reference(x)).collect();
-            for cpu in all_cpus() {
-                let mut got = plain.clone();
-                gelu(cpu.dispatch, &cpu.threads, &mut got);
-                assert_bits(&cpu.description(), &expected, &got);
+            let random = &mut Random(seed);
+            let values: Vec<f32> = random.values(rows * cols).iter().map(|x| x * size).collect();
+            let plain = Tensor::from_values(&values, cols).unwrap();
+            let bias = random.values(cols);
+            for bias in [None, Some(&bias[..])] {
+                let sum = |i: usize, x: f32| bias.map_or(x, |bias| x + bias[i % cols]);
+                let sums = values.iter().enumerate().map(|(i, &x)| sum(i, x));
+                let expected: Vec<f32> = sums.map(reference).collect();
+                for cpu in all_cpus() {
+                    let mut got = plain.clone();
+                    gelu(cpu.dispatch, &cpu.threads, &mut got, bias);
+                    assert_bits(&cpu.description(), &expected, got.values());
+                }
             }
         }
     }

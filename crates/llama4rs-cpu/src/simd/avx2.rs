@@ -175,6 +175,20 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn low_halves(self, a: Self::F) -> [u32; LANES / 2] {
+        // SAFETY: the token proves the features.
+        let low = unsafe { _mm256_set1_epi32(0xFFFF) };
+        let words = halves!(_mm256_castps_si256, a);
+        let halves = halves!(_mm256_and_si256, words, (low, low));
+        // SAFETY: as above. Packed by quarters, of which the middle two change places.
+        unsafe {
+            let packed = _mm256_packus_epi32(halves.0, halves.1);
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            std::mem::transmute::<__m256i, [u32; LANES / 2]>(packed)
+        }
+    }
+
+    #[inline(always)]
     fn f32_code(self, line: Self::W) -> Self::F {
         halves!(_mm256_castsi256_ps, line)
     }

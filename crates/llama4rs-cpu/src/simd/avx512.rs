@@ -191,6 +191,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn low_halves(self, a: Self::F) -> [u32; LANES / 2] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let halves = _mm512_cvtepi32_epi16(_mm512_castps_si512(a));
+            std::mem::transmute::<__m256i, [u32; LANES / 2]>(halves)
+        }
+    }
+
+    #[inline(always)]
     fn f32_code(self, line: Self::W) -> Self::F {
         // SAFETY: the token proves the features.
         unsafe { _mm512_castsi512_ps(line) }

@@ -105,7 +105,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `if a < b { a } else { b }`
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `2^n` for integers `n` in `-126..=127`; anything for other values.
+    /// `2^n` for integers `n` in `-126..=127`, zero for -127; anything for other values.
     fn pow2(self, n: Self::F) -> Self::F;
 
     /// Sum of the lanes as a fixed tree: lanes 8 apart first, then 4, 2 and 1.
@@ -120,6 +120,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The low byte of every lane's bits, four to a word.
     fn low_bytes(self, a: Self::F) -> [u32; LANES / 4];
+    /// The low 16 bits of every lane's bits, two to a word.
+    fn low_halves(self, a: Self::F) -> [u32; LANES / 2];
 
     /// The line as 16 floats.
     fn f32_code(self, line: Self::W) -> Self::F;

@@ -124,6 +124,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn low_halves(self, a: Self::F) -> [u32; LANES / 2] {
+        std::array::from_fn(|i| a[2 * i].to_bits() & 0xFFFF | a[2 * i + 1].to_bits() << 16)
+    }
+
+    #[inline(always)]
     fn f32_code(self, line: Self::W) -> Self::F {
         line.map(f32::from_bits)
     }

@@ -61,13 +61,14 @@ impl<B: VisionBackend> VisionBlock<B> {
         backend.rope(q, rotations, self.head_dim)?;
         backend.rope(k, rotations, self.head_dim)?;
         let scale = (self.head_dim as f32).sqrt().recip();
-        backend.attend_all(q, k, v, tile_rows, self.head_dim, scale, heads)?;
+        let next = &self.o_proj.weight;
+        backend.attend_all(q, k, v, tile_rows, self.head_dim, scale, next, heads)?;
         self.o_proj.forward(backend, heads, h)?;
         backend.add(x, h)?;
 
         self.post_attention_layernorm.forward(backend, x, h)?;
-        self.fc1.forward(backend, h, wide)?;
-        backend.gelu(wide)?;
+        backend.matmul(h, &[&self.fc1.weight], &mut [wide])?;
+        backend.gelu(wide, Some(&self.fc1.bias))?;
         self.fc2.forward(backend, wide, h)?;
         backend.add(x, h)
     }

@@ -128,9 +128,9 @@ impl<B: VisionBackend> VisionModel<B> {
         backend.select_rows(h, &shuffled_rows(config, tiles), shuffled)?;
         backend.reshape(shuffled, config.shuffled_size())?;
         backend.matmul(shuffled, &[&self.adapter_fc1], &mut [wide])?;
-        backend.gelu(wide)?;
+        backend.gelu(wide, None)?;
         backend.matmul(wide, &[&self.adapter_fc2], &mut [adapted])?;
-        backend.gelu(adapted)?;
+        backend.gelu(adapted, None)?;
         backend.matmul(adapted, &[&self.projector], &mut [h])?;
         Ok(backend.to_host(h)?)
     }

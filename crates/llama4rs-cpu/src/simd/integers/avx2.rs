@@ -111,6 +111,16 @@ impl Integers for Avx2 {
             (widen(sum.0, high.0, x.0), widen(sum.1, high.1, x.1))
         }
     }
+    #[inline(always)]
+    fn dot_halves(self, sum: Words, a: Words, b: Words) -> Words {
+        // SAFETY: the token proves the features.
+        unsafe {
+            (
+                _mm256_add_epi32(sum.0, _mm256_madd_epi16(a.0, b.0)),
+                _mm256_add_epi32(sum.1, _mm256_madd_epi16(a.1, b.1)),
+            )
+        }
+    }
     common!();
 }
 
@@ -138,6 +148,13 @@ impl Integers for Avx2Vnni {
                 _mm256_dpbusd_avx_epi32(sum.0, weights.0, x.0),
                 _mm256_dpbusd_avx_epi32(sum.1, weights.1, x.1),
             )
+        }
+    }
+    #[inline(always)]
+    fn dot_halves(self, sum: Words, a: Words, b: Words) -> Words {
+        // SAFETY: the token proves the features.
+        unsafe {
+            (_mm256_dpwssd_avx_epi32(sum.0, a.0, b.0), _mm256_dpwssd_avx_epi32(sum.1, a.1, b.1))
         }
     }
     common!();

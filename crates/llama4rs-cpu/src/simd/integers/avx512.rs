@@ -99,6 +99,11 @@ impl Integers for Avx512 {
             widen(sum, _mm512_and_si512(top, weights), x)
         }
     }
+    #[inline(always)]
+    fn dot_halves(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
+    }
     common!();
 }
 
@@ -122,6 +127,11 @@ impl Integers for Avx512Vnni {
     fn dot_bytes(self, sum: __m512i, weights: __m512i, x: __m512i) -> __m512i {
         // SAFETY: the token proves the features.
         unsafe { _mm512_dpbusd_epi32(sum, weights, x) }
+    }
+    #[inline(always)]
+    fn dot_halves(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
     }
     common!();
 }

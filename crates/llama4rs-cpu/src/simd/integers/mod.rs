@@ -3,7 +3,8 @@
 //! A lane holds four unsigned bytes of weights; a word of activations holds four
 //! signed bytes. `vpdpbusd` adds the four products of every lane to a 32-bit sum;
 //! processors without it multiply into 16 bits and widen, split so that nothing
-//! saturates. Integers have no rounding: the order of additions does not matter.
+//! saturates. Where more digits are needed, a lane holds two signed halves on
+//! either side. Integers have no rounding: the order of additions does not matter.
 
 mod scalar;
 
@@ -48,6 +49,8 @@ pub trait Integers: Copy + Send + Sync + 'static {
     fn dot_nibbles(self, sum: Words<Self>, weights: Words<Self>, x: Words<Self>) -> Words<Self>;
     /// The same with any unsigned bytes as weights.
     fn dot_bytes(self, sum: Words<Self>, weights: Words<Self>, x: Words<Self>) -> Words<Self>;
+    /// `sum + Σ a[h] * b[h]` over the two signed 16-bit halves of every lane.
+    fn dot_halves(self, sum: Words<Self>, a: Words<Self>, b: Words<Self>) -> Words<Self>;
     /// Signed words as floats, rounded to nearest.
     fn to_floats(self, words: Words<Self>) -> <Self::Simd as Simd>::F;
 }

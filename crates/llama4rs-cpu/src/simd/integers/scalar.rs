@@ -44,6 +44,17 @@ impl Integers for Scalar {
         sum
     }
     #[inline(always)]
+    fn dot_halves(self, mut sum: Words, a: Words, b: Words) -> Words {
+        for lane in 0..LANES {
+            let half = |word: u32, h: usize| (word >> (16 * h)) as i16 as i32;
+            for h in 0..2 {
+                let product = half(a[lane], h) * half(b[lane], h);
+                sum[lane] = sum[lane].wrapping_add(product as u32);
+            }
+        }
+        sum
+    }
+    #[inline(always)]
     fn to_floats(self, words: Words) -> [f32; LANES] {
         words.map(|word| word as i32 as f32)
     }

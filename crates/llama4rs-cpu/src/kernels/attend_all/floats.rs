@@ -1,4 +1,4 @@
-//! `out = softmax(scale · q kᵀ) v` per head, where all rows of a tile see each other.
+//! The products in single precision.
 //!
 //! The order of operations, for one query (one row, one head) and the `n` keys of its tile:
 //!
@@ -8,73 +8,14 @@
 //! sum = Σ p                        p[t] in lane t % 16, then a tree
 //! out = (Σ p[t] v[t]) / sum        one fma after the other, from the first row on
 //! ```
-//!
-//! A lane is a key in the first product and a column in the second, so no
-//! product needs a sum across lanes. A task is one head of one tile (or a part of
-//! its rows, where there are more threads than heads); it lays the keys out as
-//! panels of 16, input by input, and goes through its rows in blocks, which take
-//! a few panels (then a few rows of values) at a time out of the nearest cache.
 
+use super::{Sizes, Task, BLOCK, CHUNK, GROUP};
 use crate::kernels::exp::exp;
-use crate::parallel::{Shared, Spare, Threads};
-use crate::simd::{Dispatch, Kernel, Simd, LANES};
-use crate::Tensor;
-
-/// Queries that are multiplied at once.
-const GROUP: usize = 6;
-/// Queries of a block.
-const BLOCK: usize = 4 * GROUP;
-/// Rows of values that stay in the nearest cache for a block.
-const CHUNK: usize = 128;
-/// Tasks per thread, so that none waits long for the last one.
-const TASKS_PER_THREAD: usize = 4;
-
-/// Attention within every `tile_rows` rows. The shapes fit: `q`, `k`, `v` and
-/// `out` are alike, in whole tiles of rows and whole heads of columns.
-pub fn attend_all(
-    dispatch: Dispatch,
-    threads: &Threads,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    tile_rows: usize,
-    head_dim: usize,
-    scale: f32,
-    out: &mut Tensor,
-) {
-    let (tiles, heads) = (q.rows() / tile_rows, q.cols() / head_dim);
-    if tiles * heads == 0 {
-        return;
-    }
-    let parts = match threads.count() {
-        1 => 1,
-        count => (count * TASKS_PER_THREAD).div_ceil(tiles * heads),
-    };
-    let part_rows = tile_rows.div_ceil(parts).next_multiple_of(BLOCK);
-    let parts = tile_rows.div_ceil(part_rows);
-    let scratch = Spare::<Scratch>::default();
-    let out = Shared::new(out.values_mut());
-    threads.for_each(tiles * heads * parts, |task| {
-        let (pair, part) = (task / parts, task % parts);
-        let sizes = Sizes {
-            keys: tile_rows,
-            padded_keys: tile_rows.next_multiple_of(LANES),
-            head_dim,
-            width: head_dim.next_multiple_of(LANES),
-            cols: q.cols(),
-            origin: pair / heads * tile_rows * q.cols() + pair % heads * head_dim,
-        };
-        let rows = part * part_rows..tile_rows.min((part + 1) * part_rows);
-        scratch.with(|scratch| {
-            let (q, k, v) = (q.values(), k.values(), v.values());
-            dispatch.run(AttendAll { q, k, v, sizes, rows, scale, out, scratch });
-        });
-    });
-}
+use crate::simd::{Kernel, Simd, LANES};
 
 /// Working memory of a task.
 #[derive(Default)]
-struct Scratch {
+pub struct Scratch {
     /// `[panel of 16 keys][input][key]`
     keys: Vec<f32>,
     /// `[key][width]`
@@ -89,47 +30,17 @@ struct Scratch {
     acc: Vec<f32>,
 }
 
-/// What the steps of a task share.
-#[derive(Clone, Copy)]
-struct Sizes {
-    /// Rows of a tile, and the next multiple of 16.
-    keys: usize,
-    padded_keys: usize,
-    /// Columns of a head, and the next multiple of 16.
-    head_dim: usize,
-    width: usize,
-    /// Columns of all heads.
-    cols: usize,
-    /// Where the head's first row of the tile starts.
-    origin: usize,
+pub struct Attend<'a> {
+    pub task: Task<'a>,
+    pub scratch: &'a mut Scratch,
 }
 
-impl Sizes {
-    /// Where a row of the tile has this head.
-    fn at(&self, row: usize) -> std::ops::Range<usize> {
-        let start = self.origin + row * self.cols;
-        start..start + self.head_dim
-    }
-}
-
-struct AttendAll<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    sizes: Sizes,
-    /// Rows of the tile that this task computes.
-    rows: std::ops::Range<usize>,
-    scale: f32,
-    out: Shared<'a, f32>,
-    scratch: &'a mut Scratch,
-}
-
-impl Kernel for AttendAll<'_> {
+impl Kernel for Attend<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { q, k, v, sizes, rows, scale, out, scratch } = self;
+        let Self { task: Task { q, k, v, sizes, rows, scale, out }, scratch } = self;
         scratch.gather(sizes, k, v);
         for first in rows.clone().step_by(BLOCK) {
             let count = BLOCK.min(rows.end - first);
@@ -147,7 +58,7 @@ impl Kernel for AttendAll<'_> {
             for row in 0..count {
                 // SAFETY: this task alone has these rows of this head.
                 let out = unsafe { out.part(sizes.at(first + row)) };
-                let acc = &scratch.acc[row * sizes.width..];
+                let acc = &scratch.acc[row * sizes.width()..];
                 let sum = scratch.sums[row];
                 out.iter_mut().zip(acc).for_each(|(out, acc)| *out = acc / sum);
             }
@@ -159,7 +70,8 @@ impl Scratch {
     /// Takes the keys and values of the head; what is missing of a panel or a width is zero.
     #[inline(always)]
     fn gather(&mut self, sizes: Sizes, k: &[f32], v: &[f32]) {
-        let Sizes { keys, padded_keys, head_dim, width, .. } = sizes;
+        let Sizes { keys, head_dim, .. } = sizes;
+        let (padded_keys, width) = (sizes.padded_keys(), sizes.width());
         let refill = |values: &mut Vec<f32>, len| {
             values.clear();
             values.resize(len, 0.0);
@@ -181,7 +93,7 @@ impl Scratch {
     /// Scores of all queries with all keys.
     #[inline(always)]
     fn score<S: Simd>(&mut self, simd: S, sizes: Sizes, groups: usize, scale: f32) {
-        let panels = sizes.padded_keys / LANES;
+        let panels = sizes.padded_keys() / LANES;
         let mut panel = 0;
         while panel < panels {
             let many = S::MANY_REGISTERS && panel + 4 <= panels;
@@ -206,7 +118,7 @@ impl Scratch {
         panel: usize,
         scale: f32,
     ) {
-        let Sizes { head_dim, padded_keys, .. } = sizes;
+        let (head_dim, padded_keys) = (sizes.head_dim, sizes.padded_keys());
         let keys = &self.keys[panel * LANES * head_dim..][..P * LANES * head_dim];
         let queries = &self.queries[group * GROUP * head_dim..][..GROUP * head_dim];
         let scores = &mut self.scores[group * GROUP * padded_keys..][..GROUP * padded_keys];
@@ -239,7 +151,7 @@ impl Scratch {
     /// Scores to probabilities that are not divided by their sum yet.
     #[inline(always)]
     fn soften<S: Simd>(&mut self, simd: S, sizes: Sizes, groups: usize) {
-        let rows = self.scores.chunks_exact_mut(sizes.padded_keys).zip(&mut self.sums);
+        let rows = self.scores.chunks_exact_mut(sizes.padded_keys()).zip(&mut self.sums);
         for (scores, sum) in rows.take(groups * GROUP) {
             scores[sizes.keys..].fill(f32::NEG_INFINITY);
             let mut largest = simd.splat(f32::NEG_INFINITY);
@@ -264,7 +176,7 @@ impl Scratch {
     /// Sums of the values, weighed by the probabilities.
     #[inline(always)]
     fn accumulate<S: Simd>(&mut self, simd: S, sizes: Sizes, groups: usize) {
-        let Sizes { keys, width, .. } = sizes;
+        let (keys, width) = (sizes.keys, sizes.width());
         self.acc[..groups * GROUP * width].fill(0.0);
         let mut first = 0;
         while first < width {
@@ -297,7 +209,7 @@ impl Scratch {
         (group, first): (usize, usize),
         tokens: std::ops::Range<usize>,
     ) {
-        let Sizes { padded_keys, width, .. } = sizes;
+        let (padded_keys, width) = (sizes.padded_keys(), sizes.width());
         let scores = &self.scores[group * GROUP * padded_keys..][..GROUP * padded_keys];
         let values = &self.values[..tokens.end * width];
         let acc = &mut self.acc[group * GROUP * width..][..GROUP * width];
@@ -333,34 +245,10 @@ mod tests {
     use llama4rs_tensor::Backend;
     use proptest::prelude::*;
 
-    use super::*;
+    use super::super::reference::*;
+    use super::super::Products;
     use crate::kernels::exp::reference::exp;
     use crate::test_support::{all_cpus, assert_bits, assert_close, best_cpu, Random};
-    use crate::Cpu;
-
-    /// A tile's row of one head.
-    fn row(x: &Tensor, row: usize, head: usize, head_dim: usize) -> &[f32] {
-        &x.row(row)[head * head_dim..(head + 1) * head_dim]
-    }
-
-    /// Calls `query(q, keys, values)` for every head of every row and strings the results together.
-    fn each_query<T>(
-        [q, k, v]: [&Tensor; 3],
-        tile_rows: usize,
-        head_dim: usize,
-        mut query: impl FnMut(&[f32], Vec<&[f32]>, Vec<&[f32]>) -> Vec<T>,
-    ) -> Vec<T> {
-        let mut out = Vec::new();
-        for r in 0..q.rows() {
-            let first = r / tile_rows * tile_rows;
-            for head in 0..q.cols() / head_dim {
-                let all =
-                    |x| (first..first + tile_rows).map(|t| row(x, t, head, head_dim)).collect();
-                out.extend(query(row(q, r, head, head_dim), all(k), all(v)));
-            }
-        }
-        out
-    }
 
     /// One query, in the order of operations of this file.
     fn reference(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f32> {
@@ -368,37 +256,10 @@ mod tests {
         let scores: Vec<f32> = keys.iter().map(|k| dot(k) * scale).collect();
         let largest = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
         let p: Vec<f32> = scores.iter().map(|s| exp(s - largest)).collect();
-        let mut lanes = [0.0f32; LANES];
-        p.iter().enumerate().for_each(|(t, p)| lanes[t % LANES] += p);
-        for width in [8, 4, 2, 1] {
-            (0..width).for_each(|i| lanes[i] += lanes[i + width]);
-        }
+        let sum = lanes_and_tree(&p);
         let weighed =
             |i: usize| p.iter().zip(values).fold(0.0f32, |sum, (p, v)| p.mul_add(v[i], sum));
-        (0..q.len()).map(|i| weighed(i) / lanes[0]).collect()
-    }
-
-    /// One query in double precision, straight from the formula.
-    fn exactly(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f64> {
-        let dot = |k: &[f32]| q.iter().zip(k).map(|(&q, &k)| q as f64 * k as f64).sum::<f64>();
-        let scores: Vec<f64> = keys.iter().map(|k| dot(k) * scale as f64).collect();
-        let largest = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
-        let p: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-        let sum: f64 = p.iter().sum();
-        let weighed = |i: usize| p.iter().zip(values).map(|(p, v)| p * v[i] as f64).sum::<f64>();
         (0..q.len()).map(|i| weighed(i) / sum).collect()
-    }
-
-    fn run(
-        cpu: &Cpu,
-        [q, k, v]: [&Tensor; 3],
-        tile: usize,
-        head_dim: usize,
-        scale: f32,
-    ) -> Vec<f32> {
-        let mut out = Tensor::from_values(&vec![f32::NAN; q.values().len()], q.cols()).unwrap();
-        attend_all(cpu.dispatch, &cpu.threads, q, k, v, tile, head_dim, scale, &mut out);
-        out.values().to_vec()
     }
 
     proptest! {
@@ -407,9 +268,7 @@ mod tests {
         fn every_set_and_thread_count_gives_the_reference(
             tiles in 1usize..4,
             heads in 1usize..4,
-            (tile_rows, head_dim) in prop::sample::select(vec![
-                (1, 1), (5, 2), (17, 16), (65, 24), (37, 88), (16, 128), (97, 48), (145, 32),
-            ]),
+            (tile_rows, head_dim) in prop::sample::select(SIZES.to_vec()),
             scale in 0.1f32..4.0,
             seed in any::<u64>(),
         ) {
@@ -421,15 +280,13 @@ mod tests {
             let exact = each_query(qkv, tile_rows, head_dim, |q, k, v| exactly(q, &k, &v, scale));
             assert_close("reference", &exact, &expected, 1e-5);
             for cpu in all_cpus() {
-                let got = run(cpu, qkv, tile_rows, head_dim, scale);
+                let got = run(cpu, Products::Floats, qkv, (tile_rows, head_dim), scale);
                 assert_bits(&cpu.description(), &expected, &got);
             }
             // A tile does not see the others.
-            let first = |x: &Tensor| {
-                Tensor::from_values(&x.values()[..tile_rows * x.cols()], x.cols()).unwrap()
-            };
-            let [q, k, v] = qkv.map(first);
-            let got = run(best_cpu(), [&q, &k, &v], tile_rows, head_dim, scale);
+            let [q, k, v] = qkv.map(|x| first_tile(x, tile_rows));
+            let qkv = [&q, &k, &v];
+            let got = run(best_cpu(), Products::Floats, qkv, (tile_rows, head_dim), scale);
             assert_bits("one tile", &expected[..got.len()], &got);
         }
     }
@@ -438,12 +295,13 @@ mod tests {
     fn a_real_head_is_close_to_the_formula() {
         let random = &mut Random(4);
         let [q, k, v] = [(); 3].map(|()| random.tensor(577, 88));
-        let scale = 1.0 / 88f32.sqrt();
-        let exact = each_query([&q, &k, &v], 577, 88, |q, k, v| exactly(q, &k, &v, scale));
-        let got = run(best_cpu(), [&q, &k, &v], 577, 88, scale);
+        let (qkv, scale) = ([&q, &k, &v], 1.0 / 88f32.sqrt());
+        let exact = each_query(qkv, 577, 88, |q, k, v| exactly(q, &k, &v, scale));
+        let got = run(best_cpu(), Products::Floats, qkv, (577, 88), scale);
         assert_close("577 x 88", &exact, &got, 1e-5);
         for cpu in all_cpus() {
-            assert_bits(&cpu.description(), &got, &run(cpu, [&q, &k, &v], 577, 88, scale));
+            let other = run(cpu, Products::Floats, qkv, (577, 88), scale);
+            assert_bits(&cpu.description(), &got, &other);
         }
     }
 
@@ -451,7 +309,7 @@ mod tests {
     fn large_scores_do_not_overflow() {
         let random = &mut Random(5);
         let [q, k, v] = [(); 3].map(|()| random.tensor(37, 16));
-        let got = run(best_cpu(), [&q, &k, &v], 37, 16, 1e6);
+        let got = run(best_cpu(), Products::Floats, [&q, &k, &v], (37, 16), 1e6);
         assert!(got.iter().all(|x| x.abs() <= 1.0), "{got:?}");
     }
 }
