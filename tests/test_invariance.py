@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,42 @@ def test_cancelling_leaves_the_others_alone(checkpoint: MakeCheckpoint) -> None:
     assert doomed.finish_reason == "enough"
     drain(doomed)
     assert doomed.next() is None
+
+
+def test_an_interrupted_step_counts_once(checkpoint: MakeCheckpoint) -> None:
+    class Alarm(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    path = checkpoint("scout_like")
+    ids = text_prompts(TEXT["scout_like"])["43_tokens"] * 100
+
+    def run(interrupted: bool) -> tuple[list[int], list[list[int]]]:
+        rings = 0
+        shared = Engine(str(path), weights="f32", threads=1, step_tokens=10_000)
+        request = shared.submit(ids, max_tokens=4)
+        tokens = []
+        while True:
+            signal.setitimer(signal.ITIMER_REAL, 0.025 if interrupted and rings < 3 else 0)
+            try:
+                event = request.next()
+            except Alarm:
+                rings += 1
+                continue
+            if event is None:
+                assert not interrupted or rings
+                return tokens, request.expert_usage().tolist()
+            if event.token_id is not None:
+                tokens.append(event.token_id)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        assert run(interrupted=True) == run(interrupted=False)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_dropping_a_request_ends_it(checkpoint: MakeCheckpoint) -> None:

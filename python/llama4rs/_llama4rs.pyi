@@ -188,6 +188,12 @@ class Engine:
     @property
     def warnings(self) -> list[str]:
         """Remarks about the checkpoint: tensors left aside, settings known to be wrong."""
+    @property
+    def kv_memory(self) -> int | None:
+        """Bytes that key/value pages and kept logits may take together; None: no limit."""
+    def set_kv_memory(self, bytes: int) -> None:
+        """Sets the limit for requests to come. One that would not fit alone is refused, others
+        wait in order of arrival until the memory that they may need is free."""
     def kv_bytes_in_use(self) -> int | None:
         """Bytes of key/value pages in use; None while a step is being computed."""
     def summary(self) -> dict[str, Any]:
@@ -212,7 +218,7 @@ class Engine:
         probabilities. `image_features` `[patches, hidden]` (from `encode_image`) replace the
         embeddings of the prompt's patch tokens, in order. Raises `RequestError` for an
         empty prompt, an id outside of the vocabulary, a prompt longer than `max_context`, or an
-        option out of range."""
+        option out of range; `OutOfMemoryError` for one that needs more than `kv_memory`."""
     def encode_image(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Encodes normalised tiles `[tiles, channels, size, size]` (C order) into
         `[tiles * tokens_per_tile, hidden]`. Raises `RequestError` for a text-only model."""
@@ -222,7 +228,7 @@ class Engine:
         *,
         image_features: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Logits `[tokens, vocab]` of a fresh sequence, all positions."""
+        """Logits `[tokens, vocab]` of a fresh sequence, all positions. Raises as `submit`."""
 
 @final
 class Request:

@@ -14,8 +14,15 @@ from .encoding import PromptEncoder
 from .errors import RequestError, option_errors
 from .generation import Generation
 from .hub import resolve_model
-from .opening import check_device, generation_defaults, open_chat_template, open_tokenizer
+from .opening import (
+    check_device,
+    free_kv_memory,
+    generation_defaults,
+    open_chat_template,
+    open_tokenizer,
+)
 from .packing import Policy, policy_pairs
+from .planning.budget import parse_bytes
 from .progress import Progress, progress_bar
 from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_prompt
 from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
@@ -57,6 +64,10 @@ class Llama4:
         max_context: Most tokens of one sequence, prompt and output; None for the model's own limit.
         kv_cache: Format of keys and values, ``"bf16"`` or ``"f32"``; None for the former, unless
             the weights are ``"f32"``.
+        kv_memory: Most memory for keys and values of all requests together, ``"8GB"`` or a number
+            of bytes; None for what is available when the model is open, less what computing needs
+            and a margin. A request that can never fit is an error when it is made; others wait
+            in order until there is room for all that they may need.
         step_tokens: Most tokens that one step computes, for all requests together; None for the
             default. Smaller steps let new requests in sooner.
         seed: Seed of requests that name none. The same seed gives the same text. None takes a new
@@ -66,7 +77,7 @@ class Llama4:
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
         prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that
             begin with the same tokens, so that a conversation is computed once; None for 1 GiB,
-            0 for none.
+            0 for none. They make room when `kv_memory` is needed.
         arithmetic: How products with int4 and int8 weights are computed. ``"fast"`` (None) rounds
             activations to 8 bits and uses integer instructions; ``"exact"`` keeps them in single
             precision. Other weights are not affected.
@@ -106,6 +117,7 @@ class Llama4:
         threads: int | None = None,
         max_context: int | None = None,
         kv_cache: str | None = None,
+        kv_memory: int | str | None = None,
         step_tokens: int | None = None,
         seed: int | None = 0,
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
@@ -120,6 +132,8 @@ class Llama4:
         progress: Progress | bool = False,
     ) -> None:
         check_device(device)
+        if kv_memory is not None:
+            kv_memory = parse_bytes("kv_memory", kv_memory)
         self.path: Path = resolve_model(
             model, revision=revision, token=token, local_files_only=local_files_only
         )
@@ -146,6 +160,12 @@ class Llama4:
                 arithmetic=arithmetic,
                 progress=report,
             )
+        if kv_memory is None:
+            kv_memory = free_kv_memory(
+                self._engine, self.path, step_tokens, self._image_cache.max_bytes
+            )
+        if kv_memory is not None:
+            self._engine.set_kv_memory(kv_memory)
         self._plan_options: dict[str, int | None] = {
             "threads": threads,
             "step_tokens": step_tokens,
@@ -234,6 +254,7 @@ class Llama4:
 
         Raises:
             RequestError: An option is out of range, or a prompt is empty or too long.
+            OutOfMemoryError: Prompt and `max_tokens` need more than `kv_memory`.
             TokenizerError: A text for a model that has no tokenizer.
             ChatTemplateError: A malformed conversation.
             ImageError: Not an image, or not as many as the prompt has places.
@@ -414,6 +435,7 @@ class Llama4:
 
         Raises:
             RequestError: No ids, too many, or one outside of the vocabulary.
+            OutOfMemoryError: Keys, values and logits need more than `kv_memory`.
             ImageError: Not an image, or not as many as there are places.
 
         Example:
@@ -533,6 +555,12 @@ class Llama4:
     def max_context(self) -> int:
         """Most tokens that one sequence may have, prompt and output together."""
         return self._engine.max_context
+
+    @property
+    def kv_memory(self) -> int | None:
+        """Most bytes of keys and values of all requests together; None where there is no limit,
+        because the system does not say how much memory there is."""
+        return self._engine.kv_memory
 
     @property
     def warnings(self) -> list[str]:

@@ -11,10 +11,17 @@ from .errors import CheckpointError, RequestError
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from ._llama4rs import Engine
     from .chat import ChatTemplate
     from .tokenizer import Tokenizer
 
-__all__ = ["check_device", "generation_defaults", "open_chat_template", "open_tokenizer"]
+__all__ = [
+    "check_device",
+    "free_kv_memory",
+    "generation_defaults",
+    "open_chat_template",
+    "open_tokenizer",
+]
 
 _DEVICES = ("auto", "cpu")
 
@@ -69,3 +76,23 @@ def open_chat_template(
 
         return ChatTemplate.from_file(given)
     return given
+
+
+def free_kv_memory(
+    engine: Engine, folder: Path, step_tokens: int | None, image_cache_bytes: int
+) -> int | None:
+    """Bytes that this machine has for keys and values now that the model is open; see
+    `planning.budget.kv_memory`."""
+    from .planning.budget import STEP_TOKENS, kv_memory
+    from .planning.machine import this_machine
+    from .planning.shape import read_shape
+
+    shape = read_shape(engine.config_json)
+    is_mapped = (folder / "llama4rs.json").is_file()
+    return kv_memory(
+        shape,
+        this_machine(folder),
+        step_tokens=step_tokens or STEP_TOKENS,
+        mapped_bytes=engine.summary()["weight_bytes"] if is_mapped else 0,
+        other_bytes=image_cache_bytes if shape.vision else 0,
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import RequestError
 from .packing import Policy
 from .planning.advice import Setting, advice_text, advise
+from .planning.budget import MAX_SEQUENCES, STEP_TOKENS, parse_bytes
 from .planning.machine import Machine, this_machine
 from .planning.memory import KV_BYTES, ImageLoad, image_bytes, kv_bytes, step_bytes, vision_bytes
 from .planning.sizes import Sizes, sizes_of, weight_groups
@@ -18,6 +19,7 @@ from .planning.sources import image_load, model_sizes
 from .planning.speed import Probe, Speed, measure, predict
 from .planning.text import plan_text
 from .planning.tokens import parse_tokens, positive, token_count
+from .summary import byte_count
 
 if TYPE_CHECKING:
     from ._llama4rs import Engine
@@ -34,9 +36,7 @@ __all__ = [
 ]
 
 DEFAULT_CONTEXT = 8192
-_STEP_TOKENS = 512
 _PREFIX_CACHE_BYTES = 1 << 30
-_MAX_SEQUENCES = 256
 _IMAGE_SIZE = (1024, 1024)
 
 
@@ -154,6 +154,7 @@ def plan(
     threads: int | None = None,
     step_tokens: int | None = None,
     prefix_cache_bytes: int | None = None,
+    kv_memory: int | str | None = None,
     probe: bool = True,
 ) -> Plan:
     """What a model would need, without opening it: bytes by component, speed, what to change.
@@ -174,6 +175,7 @@ def plan(
         threads: Threads to compute with; None for as many as there are cores.
         step_tokens: Most tokens of a step, as for `Llama4`.
         prefix_cache_bytes: As for `Llama4`; such pages are counted as if they were all in use.
+        kv_memory: As for `Llama4`: sequences for which it has no room wait for others to end.
         probe: Time this machine's kernels for about half a second, and predict speed.
 
     Raises:
@@ -198,6 +200,7 @@ def plan(
         threads=threads,
         step_tokens=step_tokens,
         prefix_cache_bytes=prefix_cache_bytes,
+        kv_memory=kv_memory,
         probe=probe,
     )
 
@@ -216,7 +219,13 @@ def plan_opened(engine: Engine, path: Path, **options: Any) -> Plan:
         folder=path,
     )
     held = (engine.kv_bytes_in_use() or 0) + (0 if mapped else sizes.weight_bytes)
-    return _plan(sizes, kv_cache=summary["kv_cache"], held_bytes=held, **options)
+    return _plan(
+        sizes,
+        kv_cache=summary["kv_cache"],
+        kv_memory=engine.kv_memory,
+        held_bytes=held,
+        **options,
+    )
 
 
 def _plan(
@@ -230,6 +239,7 @@ def _plan(
     threads: int | None = None,
     step_tokens: int | None = None,
     prefix_cache_bytes: int | None = None,
+    kv_memory: int | str | None = None,
     probe: bool = True,
     held_bytes: int = 0,
 ) -> Plan:
@@ -239,24 +249,26 @@ def _plan(
         held_bytes: Of the plan's memory, what this process holds already.
     """
     tokens = parse_tokens(context)
-    step_tokens = positive("step_tokens", _STEP_TOKENS if step_tokens is None else step_tokens)
+    step_tokens = positive("step_tokens", STEP_TOKENS if step_tokens is None else step_tokens)
     batch = positive("batch", batch)
-    notes = _notes(sizes, tokens, batch)
     load = image_load(sizes, images, image_size)
     if load.count * load.tokens > tokens:
         raise RequestError(
             f"{load.count} images of {load.tokens} tokens need a context of "
             f"{load.count * load.tokens}, got {tokens}"
         )
-    wanted = Setting(
-        sizes.weights, _kv_format(kv_cache, sizes.weights), tokens, min(batch, _MAX_SEQUENCES)
-    )
-    components = partial(
-        _components,
-        images=load,
-        step_tokens=step_tokens,
-        kept=_PREFIX_CACHE_BYTES if prefix_cache_bytes is None else prefix_cache_bytes,
-    )
+    kv_format = _kv_format(kv_cache, sizes.weights)
+    per_sequence = sum(kv_bytes(sizes.shape, tokens, kv_format).values())
+    at_once, kept = min(batch, MAX_SEQUENCES), prefix_cache_bytes
+    if kept is None:
+        kept = _PREFIX_CACHE_BYTES
+    if kv_memory is not None:
+        kv_memory = parse_bytes("kv_memory", kv_memory)
+        at_once = min(at_once, max(1, kv_memory // per_sequence))
+        kept = min(kept, max(0, kv_memory - at_once * per_sequence))
+    notes = _notes(sizes, tokens, batch, at_once, per_sequence, kv_memory)
+    wanted = Setting(sizes.weights, kv_format, tokens, at_once)
+    components = partial(_components, images=load, step_tokens=step_tokens, kept=kept)
     machine = this_machine(sizes.folder)
     result = Plan(
         model=sizes.name,
@@ -341,13 +353,20 @@ def _verdict(result: Plan, mapped: bool, available: int) -> str:
     return "does not fit"
 
 
-def _notes(sizes: Sizes, context: int, batch: int) -> tuple[str, ...]:
+def _notes(
+    sizes: Sizes, context: int, batch: int, at_once: int, per_sequence: int, kv_memory: int | None
+) -> tuple[str, ...]:
     notes = []
     longest = sizes.shape.max_context
     if context > longest:
         notes.append(f"the model is made for {token_count(longest)} tokens")
-    if batch > _MAX_SEQUENCES:
-        notes.append(f"{_MAX_SEQUENCES} sequences run at the same time, others wait")
+    if kv_memory is not None and per_sequence > kv_memory:
+        notes.append(
+            f"a sequence of this context needs {byte_count(per_sequence)} of keys and values: "
+            f"with kv_memory {byte_count(kv_memory)} it is refused"
+        )
+    elif batch > at_once:
+        notes.append(f"{at_once} sequences run at the same time, others wait")
     return tuple(notes)
 
 

@@ -1,17 +1,19 @@
 //! The engine: one model, one lock, steps driven by whoever waits.
 
-use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use llama4rs_kv_cache::{KvCache, PAGE_TOKENS};
-use llama4rs_model::{Llama4, Observer, Step, VisionModel, VisionWorkspace, Workspace};
+use llama4rs_model::{Llama4, Step, VisionModel, VisionWorkspace, Workspace};
 use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
 
+use crate::admission::Admission;
+use crate::observer::{Interrupts, Part, Watch};
 use crate::request::{ExpertUsage, Mailbox};
 use crate::scheduler::{Limits, Scheduler};
 use crate::sequence::Sequence;
-use crate::{Error, Event, FinishReason, Request, RequestOptions, Result};
+use crate::{Error, Event, Request, RequestOptions, Result};
 
 /// How an engine runs its model.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,7 @@ pub struct Engine<B: Backend> {
     /// `None` for a text-only checkpoint.
     vision: Option<Vision<B>>,
     settings: Settings,
+    admission: Admission,
     core: Mutex<Core<B>>,
     /// Signalled after every step, for threads that wait while another one drives.
     stepped: Condvar,
@@ -42,6 +45,8 @@ pub struct Engine<B: Backend> {
     pause: Mutex<()>,
     /// Submitted requests that no step has seen yet.
     inbox: Mutex<Vec<(RequestOptions, Request)>>,
+    /// A request was cancelled that is not removed yet.
+    cancelled: AtomicBool,
 }
 
 /// The vision tower and its buffers. It computes beside the text model.
@@ -65,14 +70,13 @@ impl<B: VisionBackend> Engine<B> {
         model: Llama4<B>,
         vision: Option<VisionModel<B>>,
         settings: Settings,
-    ) -> Result<Self> {
+    ) -> llama4rs_tensor::Result<Self> {
+        let layout = model.kv_layout(settings.kv_dtype);
+        let vocab_size = model.config().vocab_size;
+        let admission = Admission::new(layout.clone(), settings.step_tokens, vocab_size);
         let core = Core {
             scheduler: Scheduler::default(),
-            cache: KvCache::new(
-                &backend,
-                model.kv_layout(settings.kv_dtype),
-                settings.prefix_cache_bytes,
-            )?,
+            cache: KvCache::new(&backend, layout, settings.prefix_cache_bytes)?,
             workspace: Workspace::new(&backend),
             step: Step::default(),
         };
@@ -83,10 +87,12 @@ impl<B: VisionBackend> Engine<B> {
             model,
             vision,
             settings,
+            admission,
             core: Mutex::new(core),
             stepped: Condvar::new(),
             pause: Mutex::new(()),
             inbox: Mutex::new(Vec::new()),
+            cancelled: AtomicBool::new(false),
         })
     }
 
@@ -103,6 +109,16 @@ impl<B: VisionBackend> Engine<B> {
     /// The settings in force.
     pub fn settings(&self) -> Settings {
         self.settings
+    }
+
+    /// Bytes that key/value pages and kept logits may take together; `None`: no limit.
+    pub fn kv_memory(&self) -> Option<usize> {
+        Some(self.admission.budget()).filter(|&bytes| bytes != usize::MAX)
+    }
+
+    /// Sets the limit of [`kv_memory`](Self::kv_memory) for requests to come.
+    pub fn set_kv_memory(&self, bytes: usize) {
+        self.admission.set_budget(bytes);
     }
 
     /// The vision tower; `None` for a text-only checkpoint.
@@ -128,7 +144,8 @@ impl<B: VisionBackend> Engine<B> {
         Ok(vision.model.encode(&self.backend, pixels, &mut workspace, &mut watch)?)
     }
 
-    /// Queues a request, or says why it can never run.
+    /// Queues a request, or says why it can never run. It waits, in order of arrival,
+    /// until the memory that it may need is free.
     pub fn submit(&self, options: RequestOptions) -> Result<Request> {
         let config = self.model.config();
         let refuse = |message| Err(Error::Request(message));
@@ -158,6 +175,9 @@ impl<B: VisionBackend> Engine<B> {
                 ));
             }
         }
+        // The last token drawn is never stored.
+        let stored = len.max(len.saturating_add(options.max_tokens).min(limit) - 1);
+        self.admission.check(stored, if options.keep_logits { len } else { 0 })?;
         let mut mailbox = Mailbox::default();
         mailbox.usage.prompt_tokens = len;
         mailbox.expert_usage = ExpertUsage {
@@ -195,6 +215,7 @@ impl<B: VisionBackend> Engine<B> {
                 Ok(mut core) => {
                     let outcome = self.step(&mut core, interrupted);
                     drop(core);
+                    self.reap();
                     self.stepped.notify_all();
                     outcome?;
                 }
@@ -220,10 +241,19 @@ impl<B: VisionBackend> Engine<B> {
             }
             mailbox.cancel = Some(reason.to_owned());
         }
-        // If a step is being computed, its end reaps the request.
-        if let Ok(mut core) = self.core.try_lock() {
-            self.admit(&mut core);
-            reap_cancelled(&mut core);
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.reap();
+    }
+
+    /// Removes cancelled requests, unless a step is being computed: whoever computes it
+    /// calls this afterwards, so that none is left behind.
+    fn reap(&self) {
+        while self.cancelled.load(Ordering::SeqCst) {
+            let Ok(mut core) = self.core.try_lock() else { return };
+            self.cancelled.store(false, Ordering::SeqCst);
+            self.take_in(&mut core);
+            let Core { scheduler, cache, .. } = &mut *core;
+            scheduler.reap(cache);
         }
     }
 
@@ -236,7 +266,8 @@ impl<B: VisionBackend> Engine<B> {
         self.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn admit(&self, core: &mut Core<B>) {
+    /// Puts what was submitted into the queue.
+    fn take_in(&self, core: &mut Core<B>) {
         for (options, request) in self.inbox().drain(..) {
             let kv = core.cache.sequence();
             let sequence = Sequence::new(options, request, kv, self.settings.max_context);
@@ -246,51 +277,70 @@ impl<B: VisionBackend> Engine<B> {
 
     /// One step for all requests.
     fn step(&self, core: &mut Core<B>, interrupted: &mut dyn FnMut() -> bool) -> Result<()> {
-        self.admit(core);
-        reap_cancelled(core);
+        self.take_in(core);
+        let wanted = self.plan(core);
+        let parts = self.build(core, &wanted);
+        let outcome = self.compute(core, &parts, interrupted);
+        if let Ok(Some(logits)) = &outcome {
+            self.distribute(core, &parts, logits);
+        }
+        let Core { scheduler, cache, .. } = core;
+        for part in &parts {
+            let sequence = &mut scheduler.running[part.sequence];
+            cache.rollback(&mut sequence.kv);
+            match &outcome {
+                Ok(_) | Err(Error::Interrupted) => {}
+                Err(error) => sequence.fail(error.clone()),
+            }
+        }
+        scheduler.reap(cache);
+        // The next step takes about as many pages as this one gave back.
+        let keep = match scheduler.running.len() {
+            0 => 0,
+            running => self.settings.step_tokens / PAGE_TOKENS + running,
+        };
+        cache.discard_free(&self.backend, keep);
+        match outcome {
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets waiting sequences in, and gives each running one its rows.
+    fn plan(&self, core: &mut Core<B>) -> Vec<usize> {
         let limits = Limits {
             step_tokens: self.settings.step_tokens,
             max_sequences: self.settings.max_sequences,
         };
-        let Core { scheduler, cache, .. } = &mut *core;
-        scheduler.admit(limits, |sequence| sequence.attach(cache));
-        let wanted = scheduler.plan(limits);
-        let parts = self.build(core, &wanted);
+        let Core { scheduler, cache, .. } = core;
+        cache.set_budget(self.admission.budget());
+        scheduler.reap(cache);
+        scheduler.admit(limits, &self.admission, cache);
+        scheduler.plan(limits, cache)
+    }
+
+    /// Runs the model over the step's rows; returns the logits of those that need them,
+    /// or `None` when all owners of the rows cancelled.
+    fn compute(
+        &self,
+        core: &mut Core<B>,
+        parts: &[Part],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<f32>>> {
         if parts.is_empty() {
-            remove_closed(core);
-            return Ok(());
+            return Ok(None);
         }
-        let Core { scheduler, cache, workspace, step } = &mut *core;
-        let running = &mut scheduler.running;
-        let mut watch = Watch { parts: &parts, running, interrupts: Interrupts(interrupted) };
-        let outcome = self.model.forward(&self.backend, step, cache, workspace, &mut watch);
-        let logits = outcome.map_err(Error::from).and_then(|()| match step.logit_rows.is_empty() {
-            true => Ok(Vec::new()),
-            false => Ok(self.backend.to_host(workspace.logits())?),
-        });
-        match logits {
-            Ok(logits) => self.distribute(core, &parts, &logits),
-            Err(error) => {
-                for part in &parts {
-                    core.cache.rollback(&mut core.scheduler.running[part.sequence].kv);
-                }
-                if matches!(error, Error::Interrupted) {
-                    return Err(error);
-                }
-                for part in &parts {
-                    core.scheduler.running[part.sequence].fail(error.clone());
-                }
-            }
+        let Core { scheduler, cache, workspace, step } = core;
+        let mut watch = Watch::new(parts, &scheduler.running, interrupted);
+        match self.model.forward(&self.backend, step, cache, workspace, &mut watch) {
+            Err(llama4rs_model::Error::Interrupted) if watch.abandoned => return Ok(None),
+            outcome => outcome?,
         }
-        remove_closed(core);
-        reap_cancelled(core);
-        // The next step takes about as many pages as this one gave back.
-        let keep = match core.scheduler.running.is_empty() {
-            true => 0,
-            false => self.settings.step_tokens / PAGE_TOKENS + core.scheduler.running.len(),
-        };
-        core.cache.discard_free(&self.backend, keep);
-        Ok(())
+        watch.count();
+        match step.logit_rows.is_empty() {
+            true => Ok(Some(Vec::new())),
+            false => Ok(Some(self.backend.to_host(workspace.logits())?)),
+        }
     }
 
     /// Writes the step's rows: tokens, positions, pages. A sequence that gets no
@@ -341,80 +391,6 @@ impl<B: VisionBackend> Engine<B> {
             }
         }
     }
-}
-
-/// One sequence's share of a step.
-struct Part {
-    /// Index in `running`.
-    sequence: usize,
-    /// Rows of the step.
-    rows: Range<usize>,
-    /// Rows of the logits.
-    logits: Range<usize>,
-}
-
-/// Counts experts per request and passes interruptions on.
-struct Watch<'a> {
-    parts: &'a [Part],
-    running: &'a [Sequence],
-    interrupts: Interrupts<'a>,
-}
-
-impl Observer for Watch<'_> {
-    fn before_layer(&mut self, layer: usize) -> ControlFlow<()> {
-        self.interrupts.before_layer(layer)
-    }
-
-    fn routed(&mut self, layer: usize, experts: &[u32]) {
-        let rows = self.parts.last().map_or(1, |part| part.rows.end);
-        let top_k = experts.len() / rows;
-        for part in self.parts {
-            let experts = &experts[part.rows.start * top_k..part.rows.end * top_k];
-            self.running[part.sequence].count_experts(layer, experts);
-        }
-    }
-}
-
-/// Passes interruptions on and watches nothing else.
-struct Interrupts<'a>(&'a mut dyn FnMut() -> bool);
-
-impl Observer for Interrupts<'_> {
-    fn before_layer(&mut self, _layer: usize) -> ControlFlow<()> {
-        match (self.0)() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    }
-}
-
-/// Ends the sequences whose owners cancelled them.
-fn reap_cancelled<B: Backend>(core: &mut Core<B>) {
-    let Scheduler { waiting, running } = &mut core.scheduler;
-    let mut any = false;
-    for sequence in waiting.iter_mut().chain(running) {
-        if let Some(reason) = sequence.cancelled() {
-            sequence.finish(FinishReason::Cancelled(reason), None);
-            any = true;
-        }
-    }
-    if any {
-        remove_closed(core);
-    }
-}
-
-/// Removes sequences that have ended and frees their pages.
-fn remove_closed<B: Backend>(core: &mut Core<B>) {
-    let Scheduler { waiting, running } = &mut core.scheduler;
-    let closed = |sequence: &Sequence| sequence.request.mailbox().is_closed();
-    let mut index = 0;
-    while index < running.len() {
-        if closed(&running[index]) {
-            core.cache.release(running.remove(index).kv);
-        } else {
-            index += 1;
-        }
-    }
-    waiting.retain(|sequence| !closed(sequence));
 }
 
 fn poisoned() -> Error {

@@ -11,8 +11,10 @@
 //! operation is batch-invariant, and random draws depend on the request's seed
 //! and the token's number only.
 
+mod admission;
 mod engine;
 mod error;
+mod observer;
 mod request;
 mod sampler;
 mod scheduler;

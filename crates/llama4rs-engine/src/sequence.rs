@@ -7,6 +7,7 @@ use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey};
 use llama4rs_tensor::Backend;
 
 use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
+use crate::scheduler::Work;
 use crate::{Choice, Error, FinishReason, RequestOptions, Result, Sampler};
 
 /// The images of a prompt and where they go.
@@ -54,6 +55,8 @@ pub(crate) struct Sequence {
     keep_logits: bool,
     images: Option<Images>,
     sampler: Sampler,
+    /// Whether its first rows were planned.
+    begun: bool,
     submitted: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
@@ -83,19 +86,42 @@ impl Sequence {
             max_len: prompt_len.saturating_add(options.max_tokens).min(max_context),
             stop_token_ids: options.stop_token_ids,
             keep_logits: options.keep_logits,
+            begun: false,
             submitted: Instant::now(),
             started: None,
             first_token: None,
         }
     }
 
-    /// Lets the sequence begin with what the cache knows of its prompt. The last
-    /// token is always computed: it gives the first logits.
+    /// Lets a sequence that has computed nothing begin with what the cache knows of its
+    /// prompt now. The last token is always computed: it gives the first logits.
     pub fn attach<B: Backend>(&mut self, cache: &mut KvCache<B>) {
         if !self.keep_logits {
+            self.detach(cache);
             let known = cache.attach(&mut self.kv, &self.keys[..self.prompt_len - 1]);
             self.request.mailbox().usage.cached_tokens = known;
         }
+    }
+
+    /// Gives back what [`attach`](Self::attach) found.
+    pub fn detach<B: Backend>(&mut self, cache: &mut KvCache<B>) {
+        cache.release(std::mem::replace(&mut self.kv, cache.sequence()));
+    }
+
+    /// Looks again for a known beginning before the first rows are computed: others may
+    /// have computed it meanwhile. Whether this was the first call.
+    pub fn begin<B: Backend>(&mut self, cache: &mut KvCache<B>) -> bool {
+        if self.begun {
+            return false;
+        }
+        self.attach(cache);
+        self.begun = true;
+        true
+    }
+
+    /// Most tokens whose keys and values are ever stored: the last one drawn never is.
+    pub fn most_stored(&self) -> usize {
+        self.prompt_len.max(self.max_len - 1)
     }
 
     /// `count` tokens are stored now: counts them, and keeps full pages for others.
@@ -122,9 +148,21 @@ impl Sequence {
         }
     }
 
-    /// Whether the next step yields a new token with one row.
-    pub fn is_decoding(&self) -> bool {
-        self.tokens.len() > self.prompt_len
+    /// Rows of logits that are kept for the owner.
+    pub fn kept_logits(&self) -> usize {
+        if self.keep_logits {
+            self.prompt_len
+        } else {
+            0
+        }
+    }
+
+    /// What the sequence can compute now.
+    pub fn work(&self) -> Work {
+        match self.tokens.len() > self.prompt_len {
+            true => Work::Token,
+            false => Work::Prompt(self.pending().len()),
+        }
     }
 
     /// Which of the next `count` rows must give logits.
@@ -212,9 +250,15 @@ impl Sequence {
         self.request.mailbox().error = Some(error);
     }
 
-    /// What the caller said when it cancelled.
+    /// Whether its last event or error was posted.
+    pub fn is_closed(&self) -> bool {
+        self.request.mailbox().is_closed()
+    }
+
+    /// What the caller said when it cancelled; `None` after the end.
     pub fn cancelled(&self) -> Option<String> {
-        self.request.mailbox().cancel.clone()
+        let mailbox = self.request.mailbox();
+        mailbox.cancel.clone().filter(|_| !mailbox.is_closed())
     }
 
     /// Counts this sequence's rows of one layer, `experts` being `[rows * top_k]`.

@@ -1,6 +1,10 @@
 //! The two pools and the sequences in them.
 
-use llama4rs_tensor::{Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, Slot};
+use std::ops::Range;
+
+use llama4rs_tensor::{
+    Backend, Error, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, Slot,
+};
 
 use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
@@ -67,28 +71,14 @@ impl KvLayout {
             })
             .collect()
     }
-
-    /// Bytes that a sequence of `tokens` tokens keeps, whole pages counted.
-    pub fn sequence_bytes(&self, tokens: usize) -> usize {
-        let pages = |tokens: usize| tokens.div_ceil(PAGE_TOKENS);
-        let live = self.chunk_size.map_or(0, |chunk| tokens.min(chunk));
-        let sealed = match self.dtype.is_quantised() {
-            true => (tokens / PAGE_TOKENS).saturating_sub(1),
-            false => 0,
-        };
-        let global = self.geometry(PoolKind::Global);
-        pages(live) * self.geometry(PoolKind::Chunked).page_bytes(PageForm::Exact)
-            + (pages(tokens) - sealed) * global.page_bytes(PageForm::Exact)
-            + sealed * global.page_bytes(PageForm::Sealed)
-    }
 }
 
 /// One sequence's share of the cache. Give it back with [`KvCache::release`].
 #[derive(Debug)]
 pub struct SequenceKv {
     len: usize,
-    chunked: PageTable,
-    global: PageTable,
+    pub(crate) chunked: PageTable,
+    pub(crate) global: PageTable,
     stored: Stored,
 }
 
@@ -203,6 +193,8 @@ pub struct KvCache<B: Backend> {
     /// Bytes of the pages that `prefixes` owns, and how many it may own.
     prefix_bytes: usize,
     prefix_budget: usize,
+    /// Most bytes of pages in use.
+    budget: usize,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -213,10 +205,17 @@ impl<B: Backend> KvCache<B> {
             prefixes: PrefixTree::default(),
             prefix_bytes: 0,
             prefix_budget,
+            budget: usize::MAX,
             chunked: Pool::new(backend, layout.geometry(PoolKind::Chunked))?,
             global: Pool::new(backend, layout.geometry(PoolKind::Global))?,
             layout,
         })
+    }
+
+    /// Limits the bytes of pages in use. Pages that are kept for later sequences make
+    /// room; without any, [`extend`](Self::extend) is an error.
+    pub fn set_budget(&mut self, bytes: usize) {
+        self.budget = bytes;
     }
 
     /// The layout that the cache was made for.
@@ -301,12 +300,46 @@ impl<B: Backend> KvCache<B> {
                     Stored::Lost
                 }
             };
-            while self.prefix_bytes > self.prefix_budget {
-                let Some(pages) = self.prefixes.evict() else { break };
-                self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
-                self.release_pages(pages);
-            }
+            while self.prefix_bytes > self.prefix_budget && self.evict() {}
         }
+    }
+
+    /// Forgets the page that was of no use for longest; `false`: there is none.
+    fn evict(&mut self) -> bool {
+        let Some(pages) = self.prefixes.evict() else { return false };
+        self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
+        self.release_pages(pages);
+        true
+    }
+
+    /// Forgets kept pages until those that `sequence` must allocate for tokens at
+    /// `positions` fit into the budget.
+    fn make_room(
+        &mut self,
+        backend: &B,
+        sequence: &SequenceKv,
+        positions: Range<usize>,
+    ) -> Result<()> {
+        let missing = |pool: &Option<Pool<B>>, table: &PageTable| {
+            let bytes = |pool: &Pool<B>, form| {
+                table.missing_pages(form, positions.clone()) * pool.geometry.page_bytes(form)
+            };
+            pool.as_ref().map_or(0, |pool| FORMS.map(|form| bytes(pool, form)).iter().sum())
+        };
+        let bytes =
+            missing(&self.chunked, &sequence.chunked) + missing(&self.global, &sequence.global);
+        let mut evicted = false;
+        while self.bytes_in_use().saturating_add(bytes) > self.budget {
+            if !self.evict() {
+                return Err(Error::OutOfMemory { what: "key/value pages", bytes });
+            }
+            evicted = true;
+        }
+        if evicted {
+            // The new pages may be of another form or pool than those that made room.
+            self.discard_free(backend, positions.len().div_ceil(PAGE_TOKENS));
+        }
+        Ok(())
     }
 
     /// The pages of a sequence that begin at token `start`, with one more owner.
@@ -364,6 +397,7 @@ impl<B: Backend> KvCache<B> {
         step: &mut KvStep,
     ) -> Result<()> {
         let positions = sequence.len..sequence.len + count;
+        self.make_room(backend, sequence, positions.clone())?;
         let seals = [step.chunked.seals.len(), step.global.seals.len()];
         let parts = [
             (&mut self.chunked, &mut sequence.chunked, &mut step.chunked),
@@ -414,11 +448,19 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Lets the device drop the content of pages that are free, but for the `keep`
-    /// of each form that the next step takes first. Call it between steps.
+    /// Lets the device drop the content of pages that are free, but for the `keep` of
+    /// each form that the next step takes first, as far as the budget has room for them.
+    /// Call it between steps.
     pub fn discard_free(&mut self, backend: &B, keep: usize) {
-        for pool in [&mut self.chunked, &mut self.global].into_iter().flatten() {
-            pool.discard(backend, keep);
+        let spare = self.budget.saturating_sub(self.bytes_in_use());
+        let pools = [&mut self.chunked, &mut self.global];
+        let one_of_each: usize = pools
+            .iter()
+            .filter_map(|pool| Some(pool.as_ref()?.geometry))
+            .flat_map(|geometry| FORMS.map(|form| geometry.page_bytes(form)))
+            .sum();
+        for pool in pools.into_iter().flatten() {
+            pool.discard(backend, keep.min(spare / one_of_each.max(1)));
         }
     }
 

@@ -24,11 +24,13 @@
 
 mod allocator;
 mod cache;
+mod demand;
 mod page_table;
 mod prefix;
 pub mod store;
 
 pub use cache::{KvCache, KvLayout, KvStep, LayerKv, PoolKind, PoolStep, SequenceKv};
+pub use demand::Demand;
 pub use prefix::TokenKey;
 
 /// Tokens of one page.

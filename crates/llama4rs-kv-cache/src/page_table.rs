@@ -148,10 +148,31 @@ impl PageTable {
         }
     }
 
-    #[cfg(test)]
-    pub fn pages(&self, form: PageForm) -> usize {
-        let places = self.windows.iter().flatten().flat_map(|page| page.places());
-        places.filter(|place| place.form() == form).count()
+    /// All pages that the sequence owns.
+    pub fn pages(&self) -> impl Iterator<Item = PageId> + '_ {
+        self.windows.iter().flatten().copied().flat_map(Page::places)
+    }
+
+    /// How many pages of a form [`extend`](Self::extend) would allocate.
+    pub fn missing_pages(&self, form: PageForm, positions: Range<usize>) -> usize {
+        let (mut missing, mut position) = (0, positions.start);
+        while position < positions.end {
+            let (window, start) = self.locate(position);
+            let room = self.window.map_or(usize::MAX, |w| w - start);
+            let end = start + room.min(positions.end - position);
+            missing += match form {
+                PageForm::Exact => {
+                    let pages = self.windows.get(window - self.first_window);
+                    end.div_ceil(PAGE_TOKENS) - pages.map_or(0, Vec::len)
+                }
+                PageForm::Sealed if self.seals => {
+                    (end / PAGE_TOKENS).max(1) - (start / PAGE_TOKENS).max(1)
+                }
+                PageForm::Sealed => 0,
+            };
+            position += end - start;
+        }
+        missing
     }
 }
 
@@ -226,6 +247,15 @@ mod tests {
 
     const FORMS: [PageForm; 2] = [PageForm::Exact, PageForm::Sealed];
 
+    fn count(table: &PageTable, form: PageForm) -> usize {
+        table.pages().filter(|page| page.form() == form).count()
+    }
+
+    /// Pages of both forms when tokens at `positions` are there.
+    fn expected(table: &PageTable, positions: Range<usize>) -> [usize; 2] {
+        FORMS.map(|form| count(table, form) + table.missing_pages(form, positions.clone()))
+    }
+
     proptest! {
         /// Random step sizes, some rolled back: every token keeps its slot, every
         /// span shows exactly the tokens of its window, and no page is lost.
@@ -237,11 +267,13 @@ mod tests {
             let mut allocator = PageAllocator::default();
             let mut table = PageTable::new(window, false);
             let mut home = Vec::new();
-            for (count, keep) in steps {
+            for (tokens, keep) in steps {
                 let len = home.len();
                 let mut step = PoolStep::default();
-                table.extend(&mut allocator, len..len + count, 3, &mut step);
-                prop_assert_eq!(step.slots.len(), count);
+                let expected = expected(&table, len..len + tokens);
+                table.extend(&mut allocator, len..len + tokens, 3, &mut step);
+                prop_assert_eq!(FORMS.map(|form| allocator.in_use(form)), expected);
+                prop_assert_eq!(step.slots.len(), tokens);
                 prop_assert!(step.seals.is_empty());
                 home.extend(step.slots);
                 for span in &step.spans {
@@ -259,9 +291,9 @@ mod tests {
                     home.truncate(len);
                 }
                 table.trim(&mut allocator, home.len());
-                prop_assert_eq!(allocator.in_use(PageForm::Exact), table.pages(PageForm::Exact));
+                prop_assert_eq!(allocator.in_use(PageForm::Exact), count(&table, PageForm::Exact));
                 let live = window.map_or(home.len(), |w| home.len() % w);
-                let pages = table.pages(PageForm::Exact);
+                let pages = count(&table, PageForm::Exact);
                 prop_assert_eq!(pages, live.div_ceil(PAGE_TOKENS), "memory follows use");
             }
             table.clear(&mut allocator);
@@ -278,9 +310,11 @@ mod tests {
             let mut allocator = PageAllocator::default();
             let mut table = PageTable::new(None, true);
             let (mut len, mut sealed) = (0, Vec::new());
-            for (count, keep) in steps {
+            for (tokens, keep) in steps {
                 let mut step = PoolStep::default();
-                table.extend(&mut allocator, len..len + count, 0, &mut step);
+                let expected = expected(&table, len..len + tokens);
+                table.extend(&mut allocator, len..len + tokens, 0, &mut step);
+                prop_assert_eq!(FORMS.map(|form| allocator.in_use(form)), expected);
                 let mut seals = step.seals.iter();
                 let mut new = Vec::new();
                 for span in &step.spans {
@@ -305,17 +339,17 @@ mod tests {
                 }
                 prop_assert_eq!(seals.next(), None);
                 if keep {
-                    len += count;
+                    len += tokens;
                     sealed.extend(new);
                 }
                 table.trim(&mut allocator, len);
                 for form in FORMS {
-                    prop_assert_eq!(allocator.in_use(form), table.pages(form));
+                    prop_assert_eq!(allocator.in_use(form), count(&table, form));
                 }
                 let open = len > PAGE_TOKENS && len % PAGE_TOKENS > 0;
                 let exact = usize::from(len > 0) + usize::from(open);
-                prop_assert_eq!(table.pages(PageForm::Exact), exact);
-                prop_assert_eq!(table.pages(PageForm::Sealed), sealed.len());
+                prop_assert_eq!(count(&table, PageForm::Exact), exact);
+                prop_assert_eq!(count(&table, PageForm::Sealed), sealed.len());
             }
             table.clear(&mut allocator);
             prop_assert_eq!(FORMS.map(|form| allocator.in_use(form)), [0, 0]);

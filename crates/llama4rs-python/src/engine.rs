@@ -84,12 +84,7 @@ fn open(
         tensors: source.report(),
         warnings: source.warnings().to_vec(),
         patch_token: source.config().image_token_id,
-        engine: CpuEngine::new(backend, model, vision, settings).map_err(|error| match error {
-            llama4rs_engine::Error::OutOfMemory(_) => {
-                llama4rs_tensor::Error::OutOfMemory { what: "the key/value cache", bytes: 0 }
-            }
-            other => llama4rs_tensor::Error::shape("open", "a key/value cache", other),
-        })?,
+        engine: CpuEngine::new(backend, model, vision, settings)?,
     })
 }
 
@@ -182,6 +177,17 @@ impl Engine {
     #[getter]
     fn warnings(&self) -> Vec<String> {
         self.warnings.clone()
+    }
+
+    /// Bytes that key/value pages may take; `None`: no limit.
+    #[getter]
+    fn kv_memory(&self) -> Option<usize> {
+        self.engine.kv_memory()
+    }
+
+    /// Sets the limit of `kv_memory` for requests to come.
+    fn set_kv_memory(&self, bytes: usize) {
+        self.engine.set_kv_memory(bytes);
     }
 
     /// Bytes of key/value pages in use; `None` while a step is being computed.

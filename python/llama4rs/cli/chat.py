@@ -17,6 +17,7 @@ from .options import (
     Image,
     Json,
     KvCache,
+    KvMemory,
     LocalFilesOnly,
     MaxContext,
     MaxTokens,
@@ -61,6 +62,7 @@ def chat(
     threads: Threads = None,
     max_context: MaxContext = None,
     kv_cache: KvCache = None,
+    kv_memory: KvMemory = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
     json: Json = False,
@@ -88,6 +90,7 @@ def chat(
         threads=threads,
         max_context=max_context,
         kv_cache=kv_cache,
+        kv_memory=kv_memory,
         revision=revision,
         local_files_only=local_files_only,
     )

@@ -16,6 +16,7 @@ from .options import (
     Image,
     Json,
     KvCache,
+    KvMemory,
     LocalFilesOnly,
     MaxContext,
     MaxTokens,
@@ -66,6 +67,7 @@ def generate(
     threads: Threads = None,
     max_context: MaxContext = None,
     kv_cache: KvCache = None,
+    kv_memory: KvMemory = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
     json: Json = False,
@@ -94,6 +96,7 @@ def generate(
         threads=threads,
         max_context=max_context,
         kv_cache=kv_cache,
+        kv_memory=kv_memory,
         revision=revision,
         local_files_only=local_files_only,
     )

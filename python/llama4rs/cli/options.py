@@ -49,6 +49,9 @@ Device = Annotated[str, _model(help="What computes: auto or cpu.")]
 Threads = Annotated[int | None, _model(min=1, help="Threads. [default: all cores]")]
 MaxContext = Annotated[int | None, _model(min=1, help="Most tokens of prompt and output together.")]
 KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Keys and values: bf16 or f32.")]
+KvMemory = Annotated[
+    str | None, _model(metavar="BYTES", help="Most memory for keys and values, such as 8GB.")
+]
 Revision = Annotated[
     str | None, _model(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
 ]

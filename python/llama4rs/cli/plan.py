@@ -8,7 +8,7 @@ import typer
 
 from ..errors import RequestError
 from ..plan import plan as plan_model
-from .options import Json, Threads
+from .options import Json, KvMemory, Threads
 from .reporting import reported
 from .terminal import print_json
 
@@ -46,6 +46,7 @@ def plan(
         str | None,
         typer.Option("--kv", "--kv-cache", metavar="FORMAT", help="Keys and values: bf16 or f32."),
     ] = None,
+    kv_memory: KvMemory = None,
     threads: Threads = None,
     probe: Annotated[
         bool,
@@ -77,6 +78,7 @@ def plan(
         image_size=_pixels(image_size),
         weights=weights,
         kv_cache=kv,
+        kv_memory=kv_memory,
         threads=threads,
         probe=probe,
     )
