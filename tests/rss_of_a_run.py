@@ -36,13 +36,13 @@ def main() -> None:
     new = context // 512 * batch + 16
     prompts = random.integers(0, vocabulary, (batch, context - new)).tolist()
     running = [engine.submit(prompt, max_tokens=new) for prompt in prompts]
-    kv_bytes = 0
+    kv_bytes = grown = 0
     while running:
         for request in running:
             request.next()
             kv_bytes = max(kv_bytes, engine.kv_bytes_in_use() or 0)
+        grown = max(grown, resident_bytes() - before)
         running = [request for request in running if request.finish_reason is None]
-    grown = resident_bytes() - before
     plan = llama4rs.plan(model, context=context, batch=batch, probe=False, **options)
     planned = {"planned": plan.total_bytes, "planned_kv": plan.kv_bytes}
     print(json.dumps({"grown": grown, "kv": kv_bytes, **planned}))

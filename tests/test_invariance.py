@@ -108,11 +108,11 @@ def test_cancelling_leaves_the_others_alone(checkpoint: MakeCheckpoint) -> None:
 
 
 def test_an_interrupted_step_counts_once(checkpoint: MakeCheckpoint) -> None:
-    class Alarm(Exception):
+    class AlarmError(Exception):
         pass
 
     def ring(*_: object) -> None:
-        raise Alarm
+        raise AlarmError
 
     path = checkpoint("scout_like")
     ids = text_prompts(TEXT["scout_like"])["43_tokens"] * 100
@@ -126,7 +126,7 @@ def test_an_interrupted_step_counts_once(checkpoint: MakeCheckpoint) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.025 if interrupted and rings < 3 else 0)
             try:
                 event = request.next()
-            except Alarm:
+            except AlarmError:
                 rings += 1
                 continue
             if event is None:
