@@ -25,6 +25,7 @@ from .errors import (
     OutOfMemoryError,
     PackError,
     RequestError,
+    SessionError,
     TokenizerError,
 )
 from .llm import Llama4
@@ -32,6 +33,7 @@ from .outputs import Output, Timings, TokenLogprob, TopLogprob, Usage
 from .packing import inspect, pack, verify
 from .plan import Plan, plan
 from .sampling import SamplingParams
+from .session import Session, SessionInfo
 from .streaming import AsyncTextStream, TextStream
 from .tokenizer import Tokenizer
 from .tool_calls import ToolCall, parse_tool_calls
@@ -52,6 +54,9 @@ __all__ = [
     "Plan",
     "RequestError",
     "SamplingParams",
+    "Session",
+    "SessionError",
+    "SessionInfo",
     "TextStream",
     "Timings",
     "TokenLogprob",

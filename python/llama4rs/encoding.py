@@ -81,11 +81,12 @@ class PromptEncoder:
         tools: Tools | None = None,
         images: Sequence[ImageSource] | None = None,
         parse_special: bool = True,
+        bos: bool = True,
     ) -> EncodedPrompt:
         """One prompt: a text, token ids, or a conversation (whose images are in its messages).
 
         Images of a text that marks no place for them come first. Token ids have a place for each,
-        or are expanded already.
+        or are expanded already. A text gets BOS, unless `bos` says that it goes on with another.
         """
         if is_batch(prompt):
             raise RequestError("a batch in a batch" if prompt else "a prompt is empty")
@@ -101,15 +102,20 @@ class PromptEncoder:
             raise TypeError("tools are for conversations; give a list of messages, or use chat()")
         elif isinstance(prompt, str):
             tokenizer = self.tokenizer
-            bos = tokenizer.bos_id is not None
+            bos = bos and tokenizer.bos_id is not None
             token_ids = tokenizer.encode(prompt, bos=bos, parse_special=parse_special)
         else:
             token_ids = [token_id.__index__() for token_id in prompt]
             if images is None:
                 return EncodedPrompt(token_ids)
+        return self.with_images(token_ids, sources, first=isinstance(prompt, str))
+
+    def with_images(
+        self, token_ids: Sequence[int], sources: Sequence[Any], *, first: bool = False
+    ) -> EncodedPrompt:
+        """Token ids that have a place for each image; with `first`, images that have none come
+        before everything but BOS."""
         if not sources:
             self._images.check_none(token_ids)
             return EncodedPrompt(token_ids)
-        return EncodedPrompt(
-            *self._images.encode(token_ids, sources, first=isinstance(prompt, str))
-        )
+        return EncodedPrompt(*self._images.encode(token_ids, sources, first=first))

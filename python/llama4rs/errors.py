@@ -34,6 +34,10 @@ class ImageError(Llama4Error, ValueError):
     """Not an image, a damaged or too large one, or not as many images as the prompt has places."""
 
 
+class SessionError(Llama4Error, ValueError):
+    """A saved session is damaged or of another model, or a session is busy."""
+
+
 class RequestError(Llama4Error, ValueError):
     """A request that can never run: option out of range, empty or too long prompt."""
 

@@ -22,7 +22,7 @@ from .opening import (
     open_tokenizer,
 )
 from .packing import Policy, policy_pairs
-from .planning.budget import parse_bytes
+from .planning.budget import PREFIX_CACHE_BYTES, parse_bytes
 from .progress import Progress, progress_bar
 from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_prompt
 from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .outputs import Output
     from .plan import Plan
     from .sampling import SamplingOptions
+    from .session import Session
+    from .session_files import SessionFiles, SessionInfo
     from .tokenizer import Tokenizer
 
 __all__ = ["Llama4"]
@@ -78,6 +80,7 @@ class Llama4:
         prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that
             begin with the same tokens, so that a conversation is computed once; None for 1 GiB,
             0 for none. They make room when `kv_memory` is needed.
+        kv_dir: A directory for what shall be there again in later processes: saved sessions.
         arithmetic: How products with int4 and int8 weights are computed. ``"fast"`` (None) rounds
             activations to 8 bits and uses integer instructions; ``"exact"`` keeps them in single
             precision. Other weights are not affected.
@@ -123,6 +126,7 @@ class Llama4:
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
         prefix_cache_bytes: int | None = None,
+        kv_dir: str | os.PathLike[str] | None = None,
         arithmetic: str | None = None,
         image_cache_bytes: int = DEFAULT_CACHE_BYTES,
         allow_image_urls: bool = False,
@@ -166,11 +170,16 @@ class Llama4:
             )
         if kv_memory is not None:
             self._engine.set_kv_memory(kv_memory)
+        self.kv_dir: Path | None = None if kv_dir is None else Path(kv_dir)
+        """Where saved sessions are."""
         self._plan_options: dict[str, int | None] = {
             "threads": threads,
             "step_tokens": step_tokens,
             "prefix_cache_bytes": prefix_cache_bytes,
         }
+        self._prefix_cache_bytes = (
+            PREFIX_CACHE_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
+        )
         self.config: Config = Config(json.loads(self._engine.config_json))
         """The model's configuration."""
         self._images = PromptImages(
@@ -289,7 +298,7 @@ class Llama4:
             for generation in generations:
                 generation.cancel()
             raise
-        outputs = [_with_tool_calls(generation.output(), tools) for generation in generations]
+        outputs = [with_tool_calls(generation.output(), tools) for generation in generations]
         return outputs if batch else outputs[0]
 
     def stream(
@@ -328,7 +337,7 @@ class Llama4:
             prompt, tools=tools, images=images, parse_special=parse_special
         )
         generation = self._submit(encoded, self._params(params, options), skip_special)
-        return TextStream(generation, lambda output: _with_tool_calls(output, tools))
+        return TextStream(generation, lambda output: with_tool_calls(output, tools))
 
     def astream(
         self,
@@ -396,7 +405,7 @@ class Llama4:
             >>> messages[-1]["role"]
             'assistant'
         """
-        return self.generate(_conversation(messages, images), params, tools=tools, **options)
+        return self.generate(conversation(messages, images), params, tools=tools, **options)
 
     def chat_stream(
         self,
@@ -416,7 +425,7 @@ class Llama4:
             >>> stream.output.message["content"] == text
             True
         """
-        return self.stream(_conversation(messages, images), params, tools=tools, **options)
+        return self.stream(conversation(messages, images), params, tools=tools, **options)
 
     def logits(
         self, prompt: Prompt, *, images: Sequence[ImageSource] | None = None
@@ -515,6 +524,39 @@ class Llama4:
             **self._plan_options,
         )
 
+    # -------------------------------------------------------------------------------- sessions
+
+    def session(self, name: str) -> Session:
+        """A text that grows, and is never read twice: a document with many questions, or a
+        conversation.
+
+        Args:
+            name: Up to 100 letters, digits, blanks and ``. _ -``. If ``kv_dir`` has a session of
+                this name, it is opened; else this is a new one.
+
+        Raises:
+            RequestError: The name cannot be one.
+            SessionError: The saved session is damaged, or of another model.
+
+        Example:
+            >>> import llama4rs
+            >>> story = llama4rs.Llama4().session("story")
+            >>> first = story.generate("Once upon a time", max_tokens=6, temperature=0)
+            >>> more = story.generate(max_tokens=6, temperature=0)  # goes on where it stopped
+            >>> story.text == "Once upon a time" + first.text + more.text
+            True
+        """
+        from .session import Session
+
+        saved = None
+        if self.kv_dir is not None:
+            saved = self._session_files().load(name)
+        return Session(self, name, saved)
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions saved in ``kv_dir``, the one saved last first; none without ``kv_dir``."""
+        return [] if self.kv_dir is None else self._session_files().list()
+
     # ----------------------------------------------------------------------------------- facts
 
     @property
@@ -592,6 +634,11 @@ class Llama4:
 
     # -------------------------------------------------------------------------------- internals
 
+    def _session_files(self) -> SessionFiles:
+        from .session import session_files
+
+        return session_files(self, self.kv_dir)
+
     def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
         if params is None:
             params = self.defaults
@@ -631,7 +678,7 @@ class Llama4:
         return sorted(own.union(params.stop_token_ids))
 
 
-def _with_tool_calls(output: Output, tools: Tools | None) -> Output:
+def with_tool_calls(output: Output, tools: Tools | None) -> Output:
     """`output` with the calls in its text moved into its message."""
     from .tool_calls import parse_tool_calls
 
@@ -655,7 +702,7 @@ def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
             report("prompts", len(generations) - len(running), len(generations))
 
 
-def _conversation(
+def conversation(
     messages: str | Sequence[Message], images: Sequence[ImageSource] | None
 ) -> Sequence[Message]:
     if isinstance(messages, str):

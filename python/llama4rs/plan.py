@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import RequestError
 from .packing import Policy
 from .planning.advice import Setting, advice_text, advise
-from .planning.budget import MAX_SEQUENCES, STEP_TOKENS, parse_bytes
+from .planning.budget import MAX_SEQUENCES, PREFIX_CACHE_BYTES, STEP_TOKENS, parse_bytes
 from .planning.machine import Machine, this_machine
 from .planning.memory import KV_BYTES, ImageLoad, image_bytes, kv_bytes, step_bytes, vision_bytes
 from .planning.sizes import Sizes, sizes_of, weight_groups
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 DEFAULT_CONTEXT = 8192
-_PREFIX_CACHE_BYTES = 1 << 30
 _IMAGE_SIZE = (1024, 1024)
 
 
@@ -261,7 +260,7 @@ def _plan(
     per_sequence = sum(kv_bytes(sizes.shape, tokens, kv_format).values())
     at_once, kept = min(batch, MAX_SEQUENCES), prefix_cache_bytes
     if kept is None:
-        kept = _PREFIX_CACHE_BYTES
+        kept = PREFIX_CACHE_BYTES
     if kv_memory is not None:
         kv_memory = parse_bytes("kv_memory", kv_memory)
         at_once = min(at_once, max(1, kv_memory // per_sequence))

@@ -9,13 +9,16 @@ from .machine import Machine
 from .memory import step_bytes, vision_bytes
 from .shape import TextShape
 
-__all__ = ["MAX_SEQUENCES", "STEP_TOKENS", "kv_memory", "parse_bytes"]
+__all__ = ["MAX_SEQUENCES", "PREFIX_CACHE_BYTES", "STEP_TOKENS", "kv_memory", "parse_bytes"]
 
 STEP_TOKENS = 512
 """Prompt tokens of a step, unless said."""
 
 MAX_SEQUENCES = 256
 """Sequences that run at the same time, at most."""
+
+PREFIX_CACHE_BYTES = 1 << 30
+"""Keys and values that are kept for later requests, unless said."""
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _LEAST = 64 << 20

@@ -1,0 +1,497 @@
+"""`Session`: a text that stays, grows, and is never read twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import warnings
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .encoding import EncodedPrompt
+from .errors import ChatTemplateError, RequestError, SessionError, option_errors
+from .outputs import Output
+from .planning.shape import read_shape
+from .progress import Progress, progress_bar
+from .prompts import is_conversation, plain_prompt
+from .session_files import SessionFiles, SessionInfo, SessionState, check_name
+from .streaming import TextStream
+from .summary import byte_count
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from .encoding import Tools
+    from .images import ImageSource
+    from .llm import Llama4
+    from .prompts import Message, Prompt
+    from .sampling import SamplingOptions, SamplingParams
+
+__all__ = ["Session", "SessionInfo", "SessionStream"]
+
+# What this becomes tells one tokenizer from another.
+_PROBE = "The quick brown fox, 1234567.89 — Übermut; Привет, 世界 \n\n\t def f(x): return x**2"
+
+
+class Session:
+    """A text of one model that grows step by step; made by `Llama4.session`.
+
+    Tokens are the truth: a session is a list of token ids, and features of images by content. Keys
+    and values are computed when tokens are added and found again later, in memory or in
+    ``kv_dir``; what was lost is computed again, with the same result to the last bit. To go on with
+    a session is the same as never having stopped.
+
+    A call that fails or is interrupted by Ctrl-C leaves the session as it was, and what was
+    computed stays: the same call goes on where it stopped. One call at a time; use `fork` to go on
+    in several ways.
+
+    Example:
+        >>> import llama4rs
+        >>> book = llama4rs.Llama4().session("book")
+        >>> tokens = book.append("Once upon a time there was a little dog. ")
+        >>> output = book.generate("The dog ", max_tokens=8, temperature=0)
+        >>> book.text.endswith("The dog " + output.text)
+        True
+    """
+
+    def __init__(self, llm: Llama4, name: str, state: SessionState | None = None) -> None:
+        self.name = check_name(name)
+        """Under which it is saved."""
+        self._llm = llm
+        self._state = SessionState() if state is None else state
+        self._busy = threading.Lock()
+        self._warned = False
+
+    # --------------------------------------------------------------------------------- growing
+
+    def append(
+        self,
+        piece: Prompt,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        tools: Tools | None = None,
+        parse_special: bool = True,
+        progress: Progress | bool = False,
+    ) -> int:
+        """Adds to the end, and computes keys and values now.
+
+        Args:
+            piece: A text, token ids, or a list of messages. A text is encoded on its own: it gets
+                BOS only at the beginning of the session, and its first token never merges with
+                the token before it.
+            images: As in `Llama4.generate`; those of messages are in the messages.
+            tools: Functions on offer in a conversation, with its first messages.
+            parse_special: Read names of special tokens in a text as those tokens.
+            progress: True shows a bar; or a function called as ``progress(what, done, total)``.
+
+        Returns:
+            How many tokens were added.
+
+        Raises:
+            As `Llama4.generate`. `SessionError` while another call is running.
+        """
+        with self._alone(), progress_bar(progress) as report:
+            addition = self._addition(piece, images, tools, parse_special)
+            if addition.tokens:
+                self._compute(addition.state, report)
+            self._state = addition.state
+        self._check_room()
+        return addition.tokens
+
+    def generate(
+        self,
+        prompt: Prompt = "",
+        params: SamplingParams | None = None,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> Output:
+        """Adds a prompt, and what the model writes after it.
+
+        The session grows by all tokens that the model wrote, but for the token that stopped it.
+
+        Args:
+            prompt: As for `append`; by default nothing.
+            params, images, parse_special, skip_special, options: As in `Llama4.generate`.
+
+        Raises:
+            As `Llama4.generate`; `RequestError` if the session is empty and stays so.
+        """
+        return _drained(
+            self.stream(
+                prompt,
+                params,
+                images=images,
+                parse_special=parse_special,
+                skip_special=skip_special,
+                **options,
+            )
+        )
+
+    def stream(
+        self,
+        prompt: Prompt = "",
+        params: SamplingParams | None = None,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        parse_special: bool = True,
+        skip_special: bool = True,
+        **options: Unpack[SamplingOptions],
+    ) -> SessionStream:
+        """As `generate`, handing out the text while it is written.
+
+        The session is busy until the stream ends or is closed, and grows then; when it is closed
+        early, by what there was until then.
+        """
+        params = self._llm._params(params, options)
+        with self._begun():
+            addition = self._addition(prompt, images, None, parse_special)
+            return self._stream(addition, params, skip_special)
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        tools: Tools | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Output:
+        """Adds a message of the user, or several messages, and the model's answer.
+
+        Only what is new is put into the chat format: the rest is there already.
+
+        Args:
+            messages: A string is a user's message.
+            images: Pictures that stand before a message given as a string.
+            tools: Functions on offer, with the first messages of the session.
+            params, options: As in `Llama4.chat`.
+
+        Raises:
+            As `Llama4.chat`; `ChatTemplateError` also where the model's template cannot continue
+            a conversation, because it writes earlier messages in another way then.
+        """
+        return _drained(self.chat_stream(messages, params, images=images, tools=tools, **options))
+
+    def chat_stream(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        tools: Tools | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> SessionStream:
+        """As `chat`, handing out the text while it is written; see `stream`."""
+        from .llm import conversation
+
+        params = self._llm._params(params, options)
+        with self._begun():
+            addition = self._message_addition(conversation(messages, images), tools, answer=True)
+            return self._stream(addition, params, skip_special=True)
+
+    # ------------------------------------------------------------------------------- the session
+
+    def fork(self, name: str) -> Session:
+        """Another session that begins like this one. It shares all keys and values so far."""
+        with self._alone():
+            return Session(self._llm, name, self._state.copy())
+
+    def save(self) -> None:
+        """Writes the session to ``kv_dir``; `Llama4.session` opens it again, in any process.
+
+        Raises:
+            RequestError: The model was opened without ``kv_dir``.
+            OSError: It cannot be written.
+        """
+        with self._alone():
+            self._llm._session_files().save(self.name, self._state)
+
+    def delete(self) -> bool:
+        """Removes what is saved under this name; whether there was something. The session itself
+        goes on in memory."""
+        with self._alone():
+            return self._llm._session_files().delete(self.name)
+
+    def __len__(self) -> int:
+        """Tokens so far."""
+        return len(self._state.token_ids)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens so far, images expanded to their patch tokens."""
+        return tuple(self._state.token_ids)
+
+    @property
+    def text(self) -> str:
+        """The text so far, special tokens left out.
+
+        Raises:
+            TokenizerError: The model has no tokenizer.
+        """
+        return self._llm.tokenizer.decode(self._state.token_ids)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far, images left out; empty for plain text."""
+        return [*self._state.messages]
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """What the model expects after each token so far, ``float32 [tokens, vocab]``; everything
+        is computed again. For tests; see `Llama4.logits`."""
+        state = self._state
+        with option_errors():
+            return self._llm._engine.logits(state.token_ids, image_features=_features(state))
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r}, {len(self)} tokens)"
+
+    # --------------------------------------------------------------------------------- internals
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuses a second call while one is running."""
+        with self._begun():
+            yield
+            self._busy.release()
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """As `_alone`; but after success the session stays busy."""
+        if not self._busy.acquire(blocking=False):
+            raise SessionError(
+                f"the session {self.name!r} is busy with another call\nhint: read or close its "
+                "stream first, or fork the session"
+            )
+        try:
+            yield
+        except BaseException:
+            self._busy.release()
+            raise
+
+    def _addition(
+        self,
+        piece: Prompt,
+        images: Sequence[ImageSource] | None,
+        tools: Tools | None,
+        parse_special: bool,
+    ) -> _Addition:
+        piece = plain_prompt(piece)
+        if is_conversation(piece):
+            if images is not None:
+                raise TypeError("the images of a conversation belong into its messages")
+            return self._message_addition(piece, tools, answer=False)  # type: ignore[arg-type]
+        if tools is not None:
+            raise TypeError("tools are for conversations; append a list of messages")
+        encoded = EncodedPrompt([])
+        if len(piece) or images:
+            encoded = self._llm._encoder.encode(
+                piece, images=images, parse_special=parse_special, bos=not len(self)
+            )
+        return self._grown(encoded)
+
+    def _message_addition(
+        self, messages: Sequence[Message], tools: Tools | None, *, answer: bool
+    ) -> _Addition:
+        """Messages in the chat format, without what is there already; with `answer`, up to where
+        the assistant's message begins."""
+        from .chat import image_parts, normalize_messages
+        from .vision import part_source
+
+        before, encoder = self._state.messages, self._llm._encoder
+        if tools is None:
+            tools = self._state.tools
+        elif before and list(tools) != self._state.tools:
+            raise RequestError("the tools of a session come with its first messages")
+        after = [*before, *normalize_messages(messages)]
+
+        def encoded(messages: Sequence[Message], answer: bool) -> list[int]:
+            return encoder.chat_template.encode(
+                encoder.tokenizer, messages, tools, add_generation_prompt=answer
+            )
+
+        known = encoded(before, False) if before else []
+        token_ids = encoded(after, answer)
+        if token_ids[: len(known)] != known:
+            raise ChatTemplateError(
+                "the model's chat template writes earlier messages in another way when new ones "
+                "come, so a session cannot go on\nhint: use chat() of the model itself"
+            )
+        token_ids = token_ids[len(known) :]
+        if len(self) and not known and token_ids[:1] == [encoder.tokenizer.bos_id]:
+            token_ids = token_ids[1:]
+        sources = [part_source(part) for part in image_parts(messages)]
+        addition = self._grown(encoder.with_images(token_ids, sources))
+        addition.state.messages = after
+        addition.state.tools = None if tools is None else [*tools]
+        if answer:
+            addition.closing = _closing(encoder.tokenizer, encoded, after)
+        return addition
+
+    def _grown(self, encoded: EncodedPrompt) -> _Addition:
+        state = self._state.copy()
+        try:
+            state.token_ids.extend(array("I", encoded.token_ids))
+        except (OverflowError, TypeError) as error:
+            raise RequestError(f"not a token id: {error}") from error
+        if encoded.image_features is not None:
+            state.features.append(encoded.image_features)
+        return _Addition(state, len(encoded.token_ids))
+
+    def _compute(self, state: SessionState, report: Progress | None) -> None:
+        """Reads all tokens; those whose keys and values are known take no time."""
+        engine = self._llm._engine
+        with option_errors():
+            request = engine.submit(state.token_ids, max_tokens=0, image_features=_features(state))
+        try:
+            while (event := request.next()) is not None:
+                if report is not None:
+                    report("tokens", event.prefilled, len(state.token_ids))
+        except BaseException:
+            request.cancel()
+            raise
+
+    def _stream(
+        self, addition: _Addition, params: SamplingParams, skip_special: bool
+    ) -> SessionStream:
+        state = addition.state
+        prompt = EncodedPrompt(state.token_ids, _features(state))
+        generation = self._llm._submit(prompt, params, skip_special)
+
+        def settle(output: Output | None) -> None:
+            if output is not None:
+                state.token_ids.extend(output.token_ids)
+                if addition.closing is not None:
+                    stop = output.stop_reason
+                    state.token_ids.extend([stop] if isinstance(stop, int) else addition.closing)
+                    state.messages = [*state.messages, output.message]
+                self._state = state
+            self._busy.release()
+
+        from .llm import with_tool_calls
+
+        tools = state.tools if addition.closing is not None else None
+        return SessionStream(generation, lambda output: with_tool_calls(output, tools), settle)
+
+    def _check_room(self) -> None:
+        """Says once when memory cannot hold what was computed."""
+        llm = self._llm
+        need = len(self) * llm._engine.summary()["kv_bytes_per_token_beyond_chunk"]
+        if self._warned or llm.kv_dir is not None or need <= llm._prefix_cache_bytes:
+            return
+        self._warned = True
+        warnings.warn(
+            f"the session {self.name!r} has {byte_count(need)} of keys and values, and "
+            f"prefix_cache_bytes keeps {byte_count(llm._prefix_cache_bytes)}: the rest is computed "
+            "again with every call; open the model with a larger prefix_cache_bytes or with kv_dir",
+            stacklevel=3,
+        )
+
+
+class SessionStream(TextStream):
+    """A `TextStream` whose text becomes part of its session when it ends or is closed."""
+
+    def __init__(
+        self,
+        generation: Any,
+        finish: Callable[[Output], Output],
+        settle: Callable[[Output | None], None],
+    ) -> None:
+        super().__init__(generation, finish)
+        self._settle: Callable[[Output | None], None] | None = settle
+
+    def __next__(self) -> str:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self._end(self.output)
+            raise
+        except BaseException:
+            self._end(None)
+            raise
+
+    def close(self) -> None:
+        """Ends the request now; the session grows by what there is so far."""
+        super().close()
+        self._end(self.output)
+
+    def abandon(self) -> None:
+        """Ends the request now; the session stays as it was."""
+        self._end(None)
+        super().close()
+
+    def _end(self, output: Output | None) -> None:
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            settle(output)
+
+
+class _Addition:
+    """A session as it will be.
+
+    Attributes:
+        state: With the new tokens.
+        tokens: How many they are.
+        closing: Tokens that end the assistant's message, where one comes.
+    """
+
+    def __init__(self, state: SessionState, tokens: int) -> None:
+        self.state = state
+        self.tokens = tokens
+        self.closing: list[int] | None = None
+
+
+def session_files(llm: Llama4, kv_dir: Path | None) -> SessionFiles:
+    """The sessions that are saved in `kv_dir`.
+
+    Their model is told apart by its sizes and by what its tokenizer makes of a text. Weights are
+    not compared: with others of the same shape, keys and values are computed again.
+    """
+    if kv_dir is None:
+        raise RequestError(
+            "sessions are saved in kv_dir, and the model was opened without it\n"
+            "hint: Llama4(..., kv_dir='kv')"
+        )
+    shape = read_shape(llm._engine.config_json)
+    model = json.dumps(asdict(shape), sort_keys=True)
+    if llm.has_tokenizer:
+        model += repr(llm.tokenizer.encode(_PROBE))
+    digest = hashlib.sha256(model.encode()).hexdigest()
+    return SessionFiles(kv_dir / "sessions", digest, shape.hidden_size)
+
+
+def _features(state: SessionState) -> npt.NDArray[np.float32] | None:
+    if len(state.features) < 2:
+        return state.features[0] if state.features else None
+    import numpy as np
+
+    return np.concatenate(state.features)
+
+
+def _closing(
+    tokenizer: Any, encoded: Callable[[Sequence[Message], bool], list[int]], messages: list[Any]
+) -> list[int]:
+    """What the template writes after an assistant's message."""
+    head = encoded(messages, True)
+    whole = encoded([*messages, {"role": "assistant", "content": "x"}], False)
+    head += tokenizer.encode("x")
+    return whole[len(head) :] if whole[: len(head)] == head else []
+
+
+def _drained(stream: SessionStream) -> Output:
+    try:
+        for _ in stream:
+            pass
+    except BaseException:
+        stream.abandon()
+        raise
+    return stream.output
