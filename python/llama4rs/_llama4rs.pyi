@@ -137,10 +137,9 @@ def kv_prune(
 ) -> dict[str, int]:
     """Removes files of a directory of keys and values: those not used for `older_than` seconds, of
     these `fingerprints`, with a `problem` (`damaged`), of these names (`files`), and then what was
-    not used for longest until `budget_bytes` are left. Nothing, if nothing is given, but what writers that
-    were killed left behind. Returns `{"files": int, "bytes": int}` removed. A process that uses a
-    file keeps it until it lets it go. Raises `OSError`."""
-
+    not used for longest until `budget_bytes` are left; and always what writers that were killed
+    left behind. Returns `{"files": int, "bytes": int}` removed. A process that uses a file keeps
+    it until it lets it go. Raises `OSError`."""
 
 def synth(
     destination: str,
@@ -171,6 +170,9 @@ class Engine:
         step_tokens: int | None = None,
         prefix_cache_bytes: int | None = None,
         arithmetic: str | None = None,
+        kv_dir: str | os.PathLike[str] | None = None,
+        kv_budget: int | None = None,
+        kv_read: str | None = None,
         progress: _Progress | None = None,
     ) -> Engine: ...
     @property

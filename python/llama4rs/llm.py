@@ -80,7 +80,15 @@ class Llama4:
         prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that
             begin with the same tokens, so that a conversation is computed once; None for 1 GiB,
             0 for none. They make room when `kv_memory` is needed.
-        kv_dir: A directory for what shall be there again in later processes: saved sessions.
+        kv_dir: A directory for saved sessions, and for the keys and values of all texts, so that
+            later requests and processes that begin with the same tokens need not compute them;
+            made if need be, shared by any number of models and processes. It reveals the texts.
+            None keeps everything in memory only.
+        kv_budget: Most bytes of files in `kv_dir`, ``"20GB"`` or a number; what was not used for
+            longest is removed. None sets no limit.
+        kv_read: How stored keys and values come into memory. ``"map"`` (None) leaves them in their
+            files, which are mapped: texts may be longer than memory. ``"copy"`` reads them, for
+            network file systems and wherever other programs may cut files short.
         arithmetic: How products with int4 and int8 weights are computed. ``"fast"`` (None) rounds
             activations to 8 bits and uses integer instructions; ``"exact"`` keeps them in single
             precision. Other weights are not affected.
@@ -99,6 +107,7 @@ class Llama4:
     Raises:
         CheckpointNotFoundError: There is no such model.
         CheckpointError: The model is damaged, or is no Llama 4.
+        OSError: `kv_dir` cannot be made or read.
         OutOfMemoryError: The weights do not fit into memory.
         RequestError: An option is out of range.
 
@@ -127,6 +136,8 @@ class Llama4:
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
         prefix_cache_bytes: int | None = None,
         kv_dir: str | os.PathLike[str] | None = None,
+        kv_budget: int | str | None = None,
+        kv_read: str | None = None,
         arithmetic: str | None = None,
         image_cache_bytes: int = DEFAULT_CACHE_BYTES,
         allow_image_urls: bool = False,
@@ -138,6 +149,8 @@ class Llama4:
         check_device(device)
         if kv_memory is not None:
             kv_memory = parse_bytes("kv_memory", kv_memory)
+        if kv_budget is not None:
+            kv_budget = parse_bytes("kv_budget", kv_budget)
         self.path: Path = resolve_model(
             model, revision=revision, token=token, local_files_only=local_files_only
         )
@@ -162,6 +175,9 @@ class Llama4:
                 step_tokens=step_tokens,
                 prefix_cache_bytes=prefix_cache_bytes,
                 arithmetic=arithmetic,
+                kv_dir=kv_dir,
+                kv_budget=kv_budget,
+                kv_read=kv_read,
                 progress=report,
             )
         if kv_memory is None:

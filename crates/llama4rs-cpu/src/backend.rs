@@ -281,6 +281,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn kv_keeps_mapped(&self) -> bool {
+        true
+    }
+
     fn kv_discard(&self, pool: &mut KvPages, pages: &[PageId]) {
         for &page in pages {
             if pool.has(page) {

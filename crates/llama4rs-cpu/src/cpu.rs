@@ -59,6 +59,12 @@ impl Cpu {
         self.arithmetic
     }
 
+    /// A name for the results, bit by bit: the same name, the same bits. The system's
+    /// trigonometric functions, which angles come from, may differ between architectures.
+    pub fn numerics(&self) -> String {
+        format!("cpu {} {} {}", crate::NUMERICS, self.arithmetic, std::env::consts::ARCH)
+    }
+
     /// The instructions in use.
     pub fn instruction_set(&self) -> InstructionSet {
         self.set

@@ -25,6 +25,10 @@ mod vision_backend;
 #[cfg(test)]
 mod test_support;
 
+/// Number of the kernels' definition. Raise it when any bit of a result changes: keys and
+/// values that were stored on disk are then computed anew.
+pub const NUMERICS: u32 = 1;
+
 pub use arithmetic::Arithmetic;
 pub use cpu::Cpu;
 pub use instruction_set::InstructionSet;

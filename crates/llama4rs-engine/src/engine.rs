@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
+use llama4rs_kv_cache::store::{self, Store, StoreOptions};
 use llama4rs_kv_cache::{KvCache, PAGE_TOKENS};
 use llama4rs_model::{Llama4, Step, VisionModel, VisionWorkspace, Workspace};
 use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
@@ -47,6 +48,8 @@ pub struct Engine<B: Backend> {
     inbox: Mutex<Vec<(RequestOptions, Request)>>,
     /// A request was cancelled that is not removed yet.
     cancelled: AtomicBool,
+    /// What to tell about the store.
+    store_warning: Mutex<Option<String>>,
 }
 
 /// The vision tower and its buffers. It computes beside the text model.
@@ -93,7 +96,16 @@ impl<B: VisionBackend> Engine<B> {
             pause: Mutex::new(()),
             inbox: Mutex::new(Vec::new()),
             cancelled: AtomicBool::new(false),
+            store_warning: Mutex::new(None),
         })
+    }
+
+    /// Keeps keys and values in a directory, too, from the first request on.
+    pub fn open_store(&mut self, options: StoreOptions) -> store::Result<()> {
+        let core = self.core.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let store = Store::open(options, core.cache.layout().page_sizes())?;
+        core.cache.set_store(store);
+        Ok(())
     }
 
     /// The model.
@@ -253,8 +265,14 @@ impl<B: VisionBackend> Engine<B> {
             self.cancelled.store(false, Ordering::SeqCst);
             self.take_in(&mut core);
             let Core { scheduler, cache, .. } = &mut *core;
-            scheduler.reap(cache);
+            scheduler.reap(&self.backend, cache);
         }
+    }
+
+    /// Why pages can no longer be stored on disk, once after each change for the worse;
+    /// requests go on with their pages in memory.
+    pub fn take_store_warning(&self) -> Option<String> {
+        self.store_warning.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
     }
 
     /// Bytes of key/value pages in use; `None` while a step is being computed.
@@ -293,13 +311,16 @@ impl<B: VisionBackend> Engine<B> {
                 Err(error) => sequence.fail(error.clone()),
             }
         }
-        scheduler.reap(cache);
+        scheduler.reap(&self.backend, cache);
         // The next step takes about as many pages as this one gave back.
         let keep = match scheduler.running.len() {
             0 => 0,
             running => self.settings.step_tokens / PAGE_TOKENS + running,
         };
         cache.discard_free(&self.backend, keep);
+        if let Some(warning) = cache.take_store_warning() {
+            *self.store_warning.lock().unwrap_or_else(|p| p.into_inner()) = Some(warning);
+        }
         match outcome {
             Err(Error::Interrupted) => Err(Error::Interrupted),
             _ => Ok(()),
@@ -314,9 +335,9 @@ impl<B: VisionBackend> Engine<B> {
         };
         let Core { scheduler, cache, .. } = core;
         cache.set_budget(self.admission.budget());
-        scheduler.reap(cache);
-        scheduler.admit(limits, &self.admission, cache);
-        scheduler.plan(limits, cache)
+        scheduler.reap(&self.backend, cache);
+        scheduler.admit(limits, &self.admission, &self.backend, cache);
+        scheduler.plan(limits, &self.backend, cache)
     }
 
     /// Runs the model over the step's rows; returns the logits of those that need them,
@@ -384,7 +405,7 @@ impl<B: VisionBackend> Engine<B> {
         let vocab = self.model.config().vocab_size;
         for part in parts {
             let sequence = &mut core.scheduler.running[part.sequence];
-            sequence.commit(&mut core.cache, part.rows.len());
+            sequence.commit(&self.backend, &mut core.cache, part.rows.len());
             let rows = &logits[part.logits.start * vocab..part.logits.end * vocab];
             if let Err(error) = sequence.advance(rows, vocab) {
                 sequence.fail(error);

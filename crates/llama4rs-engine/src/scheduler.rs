@@ -43,6 +43,7 @@ impl Scheduler {
         &mut self,
         limits: Limits,
         admission: &Admission,
+        backend: &B,
         cache: &mut KvCache<B>,
     ) {
         if self.blocked || self.waiting.is_empty() {
@@ -51,7 +52,7 @@ impl Scheduler {
         let mut room = admission.room(&self.running);
         while self.running.len() < limits.max_sequences {
             let Some(mut sequence) = self.waiting.pop_front() else { return };
-            sequence.attach(cache);
+            sequence.attach(backend, cache);
             if room.add(&sequence) {
                 self.running.push(sequence);
                 continue;
@@ -69,13 +70,18 @@ impl Scheduler {
 
     /// The rows of `running[i]` in the next step. A sequence whose first rows these are
     /// begins with what the cache has learnt of its prompt since it was admitted.
-    pub fn plan<B: Backend>(&mut self, limits: Limits, cache: &mut KvCache<B>) -> Vec<usize> {
+    pub fn plan<B: Backend>(
+        &mut self,
+        limits: Limits,
+        backend: &B,
+        cache: &mut KvCache<B>,
+    ) -> Vec<usize> {
         loop {
             let work: Vec<Work> = self.running.iter().map(Sequence::work).collect();
             let rows = share(limits.step_tokens, &work);
             let mut begun = false;
             for (sequence, &rows) in self.running.iter_mut().zip(&rows) {
-                begun |= rows > 0 && sequence.begin(cache);
+                begun |= rows > 0 && sequence.begin(backend, cache);
             }
             if !begun {
                 return rows;
@@ -84,21 +90,27 @@ impl Scheduler {
         }
     }
 
-    /// Ends the sequences whose owners cancelled them, and removes all that have ended.
-    pub fn reap<B: Backend>(&mut self, cache: &mut KvCache<B>) {
+    /// Ends the sequences whose owners cancelled them, and removes all that have ended:
+    /// their last event comes after their pages are stored.
+    pub fn reap<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) {
         for sequence in self.waiting.iter_mut().chain(&mut self.running) {
             if let Some(reason) = sequence.cancelled() {
                 sequence.finish(FinishReason::Cancelled(reason), None);
             }
         }
         let Self { waiting, running, blocked } = self;
-        for sequence in running.extract_if(.., |sequence| sequence.is_closed()) {
+        for mut sequence in running.extract_if(.., |sequence| sequence.has_ended()) {
+            sequence.persist(backend, cache, true);
+            sequence.close();
             cache.release(sequence.kv);
             *blocked = false;
         }
         // Waiting sequences own no pages.
         let before = waiting.len();
-        waiting.retain(|sequence| !sequence.is_closed());
+        waiting.retain_mut(|sequence| {
+            sequence.close();
+            !sequence.has_ended()
+        });
         *blocked &= waiting.len() == before;
     }
 }

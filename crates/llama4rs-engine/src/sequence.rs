@@ -1,9 +1,8 @@
 //! A request while it runs.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
 
-use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey};
+use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey, PAGE_TOKENS};
 use llama4rs_tensor::Backend;
 
 use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
@@ -32,11 +31,13 @@ impl Images {
     /// A key for each image position: a hash of its feature, told apart from token ids.
     fn write_keys(&self, keys: &mut [TokenKey]) {
         for (index, &position) in self.positions.iter().enumerate() {
-            let mut hasher = DefaultHasher::new();
+            let mut hasher = blake3::Hasher::new();
             for value in self.feature(index) {
-                hasher.write_u32(value.to_bits());
+                hasher.update(&value.to_bits().to_le_bytes());
             }
-            keys[position] = hasher.finish() | 1 << 63;
+            let hash = hasher.finalize();
+            let (first, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+            keys[position] = u64::from_le_bytes(*first) | 1 << 63;
         }
     }
 }
@@ -55,6 +56,8 @@ pub(crate) struct Sequence {
     keep_logits: bool,
     images: Option<Images>,
     sampler: Sampler,
+    /// The last event, until it is posted.
+    ending: Option<Event>,
     /// Whether its first rows were planned.
     begun: bool,
     submitted: Instant,
@@ -81,6 +84,7 @@ impl Sequence {
             kv,
             sampler: Sampler::new(options.sampling, &options.prompt),
             images,
+            ending: None,
             tokens: options.prompt,
             prompt_len,
             max_len: prompt_len.saturating_add(options.max_tokens).min(max_context),
@@ -95,12 +99,15 @@ impl Sequence {
 
     /// Lets a sequence that has computed nothing begin with what the cache knows of its
     /// prompt now. The last token is always computed: it gives the first logits.
-    pub fn attach<B: Backend>(&mut self, cache: &mut KvCache<B>) {
-        if !self.keep_logits {
-            self.detach(cache);
-            let known = cache.attach(&mut self.kv, &self.keys[..self.prompt_len - 1]);
-            self.request.mailbox().usage.cached_tokens = known;
+    pub fn attach<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) {
+        let prompt = &self.keys[..self.prompt_len - 1];
+        let all = self.kv.len() == prompt.len() / PAGE_TOKENS * PAGE_TOKENS;
+        if self.keep_logits || all {
+            return;
         }
+        cache.release(std::mem::replace(&mut self.kv, cache.sequence()));
+        let known = cache.attach(backend, &mut self.kv, prompt);
+        self.request.mailbox().usage.cached_tokens = known;
     }
 
     /// Gives back what [`attach`](Self::attach) found.
@@ -110,11 +117,11 @@ impl Sequence {
 
     /// Looks again for a known beginning before the first rows are computed: others may
     /// have computed it meanwhile. Whether this was the first call.
-    pub fn begin<B: Backend>(&mut self, cache: &mut KvCache<B>) -> bool {
+    pub fn begin<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) -> bool {
         if self.begun {
             return false;
         }
-        self.attach(cache);
+        self.attach(backend, cache);
         self.begun = true;
         true
     }
@@ -125,9 +132,15 @@ impl Sequence {
     }
 
     /// `count` tokens are stored now: counts them, and keeps full pages for others.
-    pub fn commit<B: Backend>(&mut self, cache: &mut KvCache<B>, count: usize) {
+    pub fn commit<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, count: usize) {
         cache.commit(&mut self.kv, count);
         cache.remember(&mut self.kv, &self.keys);
+        self.persist(backend, cache, false);
+    }
+
+    /// Stores full pages on disk; all of them at the `end`.
+    pub fn persist<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, end: bool) {
+        cache.persist(backend, &mut self.kv, &self.keys, end);
     }
 
     /// Tokens that are not in the cache yet, in order.
@@ -237,12 +250,18 @@ impl Sequence {
         mailbox.timings.decode = now - first;
     }
 
-    /// Closes the request with its last event.
+    /// Ends the request; [`close`](Self::close) tells its owner.
     pub fn finish(&mut self, reason: FinishReason, choice: Option<Choice>) {
         let prefilled = self.kv.len().min(self.prompt_len);
+        self.ending = Some(Event { prefilled, choice, finish: Some(reason) });
+    }
+
+    /// Posts the last event of a request that has ended.
+    pub fn close(&mut self) {
+        let Some(event) = self.ending.take() else { return };
         let mut mailbox = self.request.mailbox();
-        mailbox.events.push_back(Event { prefilled, choice, finish: Some(reason.clone()) });
-        mailbox.finish = Some(reason);
+        mailbox.finish = event.finish.clone();
+        mailbox.events.push_back(event);
     }
 
     /// Closes the request with an error.
@@ -250,15 +269,17 @@ impl Sequence {
         self.request.mailbox().error = Some(error);
     }
 
-    /// Whether its last event or error was posted.
-    pub fn is_closed(&self) -> bool {
-        self.request.mailbox().is_closed()
+    /// Whether there is nothing more to compute.
+    pub fn has_ended(&self) -> bool {
+        self.ending.is_some() || self.request.mailbox().is_closed()
     }
 
     /// What the caller said when it cancelled; `None` after the end.
     pub fn cancelled(&self) -> Option<String> {
-        let mailbox = self.request.mailbox();
-        mailbox.cancel.clone().filter(|_| !mailbox.is_closed())
+        if self.has_ended() {
+            return None;
+        }
+        self.request.mailbox().cancel.clone()
     }
 
     /// Counts this sequence's rows of one layer, `experts` being `[rows * top_k]`.

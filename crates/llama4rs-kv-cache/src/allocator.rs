@@ -43,6 +43,23 @@ impl PageAllocator {
         self.get(form).owners.len() - self.get(form).free.len()
     }
 
+    /// Pages of a form that are in use and whose content is in memory of their own.
+    pub fn in_memory(&self, form: PageForm) -> usize {
+        self.in_use(form) - self.get(form).mapped_in_use
+    }
+
+    /// Notes that a page in use takes no memory: its content is in a mapped file.
+    pub fn set_mapped(&mut self, page: PageId) {
+        let form = self.of(page.form());
+        form.mapped_in_use += !form.mapped[page.index()] as usize;
+        form.mapped[page.index()] = true;
+    }
+
+    /// Whether the content of a page in use is in a mapped file.
+    pub fn is_mapped(&self, page: PageId) -> bool {
+        self.get(page.form()).mapped[page.index()]
+    }
+
     /// A page with one owner; when none is free the capacity grows by one.
     pub fn allocate(&mut self, form: PageForm) -> PageId {
         self.of(form).allocate()
@@ -78,6 +95,9 @@ struct FormAllocator {
     form: PageForm,
     /// Owners of each page; 0: free.
     owners: Vec<u32>,
+    /// Which pages in use are mapped from files, and how many.
+    mapped: Vec<bool>,
+    mapped_in_use: usize,
     /// The page freed last is used first: its memory is warm.
     free: Vec<PageId>,
     /// How many pages at the front of `free` hold no content any more.
@@ -86,12 +106,20 @@ struct FormAllocator {
 
 impl FormAllocator {
     fn new(form: PageForm) -> Self {
-        Self { form, owners: Vec::new(), free: Vec::new(), discarded: 0 }
+        Self {
+            form,
+            owners: Vec::new(),
+            mapped: Vec::new(),
+            mapped_in_use: 0,
+            free: Vec::new(),
+            discarded: 0,
+        }
     }
 
     fn allocate(&mut self) -> PageId {
         let page = self.free.pop().unwrap_or_else(|| {
             self.owners.push(0);
+            self.mapped.push(false);
             PageId::new(self.form, self.owners.len() as u32 - 1)
         });
         self.discarded = self.discarded.min(self.free.len());
@@ -105,6 +133,8 @@ impl FormAllocator {
         *owners -= 1;
         if *owners == 0 {
             self.free.push(page);
+            let mapped = std::mem::take(&mut self.mapped[page.index()]);
+            self.mapped_in_use -= mapped as usize;
         }
     }
 
@@ -132,6 +162,25 @@ mod tests {
         assert_eq!(pages.in_use(PageForm::Exact), 0);
         assert_eq!(pages.allocate(PageForm::Sealed), b);
         assert_eq!(pages.capacity(PageForm::Sealed), 1);
+    }
+
+    #[test]
+    fn mapped_pages_take_no_memory_until_they_are_free() {
+        let mut pages = PageAllocator::default();
+        let (a, b) = (pages.allocate(PageForm::Exact), pages.allocate(PageForm::Exact));
+        pages.share(a);
+        for _ in 0..2 {
+            pages.set_mapped(a);
+            assert_eq!((pages.is_mapped(a), pages.is_mapped(b)), (true, false));
+            assert_eq!([pages.in_use(PageForm::Exact), pages.in_memory(PageForm::Exact)], [2, 1]);
+        }
+        pages.release([a]);
+        assert!(pages.is_mapped(a));
+        pages.release([a]);
+        assert_eq!(pages.in_memory(PageForm::Exact), 1);
+        assert_eq!(pages.allocate(PageForm::Exact), a);
+        assert!(!pages.is_mapped(a));
+        assert_eq!(pages.in_memory(PageForm::Exact), 2);
     }
 
     #[test]

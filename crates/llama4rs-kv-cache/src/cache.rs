@@ -8,16 +8,28 @@ use llama4rs_tensor::{
 
 use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
-use crate::prefix::{Inserted, NodeId, NodePages, PrefixTree, TokenKey};
+use crate::persist::StoreState;
+use crate::prefix::{Inserted, NodePages, PrefixTree, TokenKey};
+use crate::store::{extend_chain, PageHash, PageSizes, Store, Text};
 use crate::PAGE_TOKENS;
 
 /// Which pool a layer's keys and values live in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PoolKind {
     /// Layers that see the current chunk only.
     Chunked,
     /// Layers that see everything.
     Global,
+}
+
+impl PoolKind {
+    /// The word in file names and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PoolKind::Chunked => "chunked",
+            PoolKind::Global => "global",
+        }
+    }
 }
 
 /// A layer's place: its pool and its number there.
@@ -59,6 +71,31 @@ impl KvLayout {
         }
     }
 
+    /// The form of a full page of a text.
+    pub(crate) fn page_form(&self, kind: PoolKind, number: usize) -> PageForm {
+        match kind == PoolKind::Global && self.dtype.is_quantised() && number > 0 {
+            true => PageForm::Sealed,
+            false => PageForm::Exact,
+        }
+    }
+
+    /// Bytes of full pages, as a store wants to know them.
+    pub fn page_sizes(&self) -> PageSizes {
+        let bytes = |kind, page| self.geometry(kind).page_bytes(self.page_form(kind, page));
+        PageSizes {
+            first_global: bytes(PoolKind::Global, 0),
+            global: bytes(PoolKind::Global, 1),
+            chunked: bytes(PoolKind::Chunked, 0),
+        }
+    }
+
+    /// Pages of a chunk, if chunks are whole pages: else a page of the chunked pool does
+    /// not hold the tokens of a page of the global one.
+    pub(crate) fn chunk_pages(&self) -> Option<usize> {
+        let chunk = self.chunk_size.filter(|chunk| chunk.is_multiple_of(PAGE_TOKENS))?;
+        Some(chunk / PAGE_TOKENS)
+    }
+
     /// Each layer's place.
     pub fn places(&self) -> Vec<LayerKv> {
         let mut counts = [0, 0];
@@ -76,10 +113,14 @@ impl KvLayout {
 /// One sequence's share of the cache. Give it back with [`KvCache::release`].
 #[derive(Debug)]
 pub struct SequenceKv {
-    len: usize,
+    pub(crate) len: usize,
     pub(crate) chunked: PageTable,
     pub(crate) global: PageTable,
-    stored: Stored,
+    pub(crate) stored: Stored,
+    /// The hashes of its text, as far as they were needed.
+    pub(crate) chain: Vec<PageHash>,
+    /// Pages before which everything is in the store, or was tried.
+    pub(crate) persisted: usize,
 }
 
 /// What a node of the prefix tree costs beside its pages, about.
@@ -87,9 +128,9 @@ const NODE_BYTES: usize = 1024;
 
 /// How much of a sequence the prefix tree knows.
 #[derive(Clone, Copy, Debug)]
-enum Stored {
-    /// This many pages, the last of them in this node.
-    Pages(usize, Option<NodeId>),
+pub(crate) enum Stored {
+    /// This many pages.
+    Pages(usize),
     /// The tree has lost an earlier page: no more are stored.
     Lost,
 }
@@ -148,10 +189,10 @@ impl KvStep {
 
 const FORMS: [PageForm; 2] = [PageForm::Exact, PageForm::Sealed];
 
-struct Pool<B: Backend> {
-    geometry: KvGeometry,
-    allocator: PageAllocator,
-    storage: B::KvPool,
+pub(crate) struct Pool<B: Backend> {
+    pub geometry: KvGeometry,
+    pub allocator: PageAllocator,
+    pub storage: B::KvPool,
 }
 
 impl<B: Backend> Pool<B> {
@@ -165,7 +206,7 @@ impl<B: Backend> Pool<B> {
     }
 
     /// Makes every page that was handed out usable.
-    fn reserve(&mut self, backend: &B) -> Result<()> {
+    pub fn reserve(&mut self, backend: &B) -> Result<()> {
         for form in FORMS {
             backend.kv_reserve(&mut self.storage, form, self.allocator.capacity(form))?;
         }
@@ -180,21 +221,26 @@ impl<B: Backend> Pool<B> {
     }
 
     fn bytes_in_use(&self) -> usize {
-        FORMS.iter().map(|&form| self.allocator.in_use(form) * self.geometry.page_bytes(form)).sum()
+        let bytes = |&form| self.allocator.in_memory(form) * self.geometry.page_bytes(form);
+        FORMS.iter().map(bytes).sum()
     }
 }
 
 /// Keys and values of all sequences on one device.
 pub struct KvCache<B: Backend> {
-    layout: KvLayout,
-    chunked: Option<Pool<B>>,
-    global: Option<Pool<B>>,
-    prefixes: PrefixTree,
+    pub(crate) layout: KvLayout,
+    pub(crate) chunked: Option<Pool<B>>,
+    pub(crate) global: Option<Pool<B>>,
+    pub(crate) prefixes: PrefixTree,
     /// Bytes of the pages that `prefixes` owns, and how many it may own.
-    prefix_bytes: usize,
+    pub(crate) prefix_bytes: usize,
     prefix_budget: usize,
     /// Most bytes of pages in use.
     budget: usize,
+    /// The hash at the beginning of every text.
+    root: PageHash,
+    pub(crate) store: Option<Store>,
+    pub(crate) store_state: StoreState,
 }
 
 impl<B: Backend> KvCache<B> {
@@ -206,6 +252,9 @@ impl<B: Backend> KvCache<B> {
             prefix_bytes: 0,
             prefix_budget,
             budget: usize::MAX,
+            root: PageHash::root(&[0; 32]),
+            store: None,
+            store_state: StoreState::default(),
             chunked: Pool::new(backend, layout.geometry(PoolKind::Chunked))?,
             global: Pool::new(backend, layout.geometry(PoolKind::Global))?,
             layout,
@@ -216,6 +265,13 @@ impl<B: Backend> KvCache<B> {
     /// room; without any, [`extend`](Self::extend) is an error.
     pub fn set_budget(&mut self, bytes: usize) {
         self.budget = bytes;
+    }
+
+    /// Keeps pages in `store` as well, and lets sequences begin with what is there. Comes
+    /// before the first sequence.
+    pub fn set_store(&mut self, store: Store) {
+        self.root = store.root();
+        self.store = Some(store);
     }
 
     /// The layout that the cache was made for.
@@ -229,48 +285,36 @@ impl<B: Backend> KvCache<B> {
             len: 0,
             chunked: PageTable::new(self.layout.chunk_size, false),
             global: PageTable::new(None, self.layout.dtype.is_quantised()),
-            stored: Stored::Pages(0, None),
+            stored: Stored::Pages(0),
+            chain: Vec::new(),
+            persisted: 0,
         }
     }
 
-    /// Lets an empty sequence begin with what is stored of `tokens`; returns how
-    /// many tokens that is, a multiple of [`PAGE_TOKENS`].
-    pub fn attach(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) -> usize {
+    /// Lets an empty sequence begin with what is known of `tokens`, in memory or in the
+    /// store; returns how many tokens that is, a multiple of [`PAGE_TOKENS`].
+    pub fn attach(&mut self, backend: &B, sequence: &mut SequenceKv, tokens: &[TokenKey]) -> usize {
         debug_assert!(sequence.is_empty(), "only an empty sequence begins with stored pages");
-        let found = self.prefixes.find(tokens);
-        let usable = |&count: &usize| self.is_complete(&found[..count]);
-        let count = (1..=found.len()).rev().find(usable).unwrap_or(0);
+        extend_chain(&mut sequence.chain, self.root, tokens);
+        let text = Text::new(&sequence.chain, tokens);
+        let found = self.prefixes.find(text);
+        let beginning = self.beginning(backend, text, &found);
+        let count = beginning.pages;
         if count == 0 {
             return 0;
         }
-        let found = &found[..count];
         let len = count * PAGE_TOKENS;
-        if let Some(pool) = &mut self.global {
-            let pages = found.iter().filter_map(|(_, pages)| pages.global);
-            sequence.global.adopt(len, pages.map(|page| pool.allocator.share(page)).collect());
+        if self.global.is_some() {
+            sequence.global.adopt(len, beginning.global);
         }
-        if let Some(pool) = &mut self.chunked {
-            let chunk = self.layout.chunk_size.unwrap_or(usize::MAX);
-            let live = &found[len / chunk * chunk / PAGE_TOKENS..];
-            let pages = live.iter().filter_map(|(_, pages)| pages.chunked);
-            sequence.chunked.adopt(len, pages.map(|page| pool.allocator.share(page)).collect());
+        if self.chunked.is_some() {
+            sequence.chunked.adopt(len, beginning.chunked);
         }
         sequence.len = len;
-        sequence.stored = Stored::Pages(count, found.last().map(|(id, _)| *id));
+        sequence.stored = Stored::Pages(count.min(found.len()));
+        sequence.persisted = count;
+        self.remember(sequence, tokens);
         len
-    }
-
-    /// Whether these first pages of a text are all that a sequence needs to go on.
-    fn is_complete(&self, pages: &[(NodeId, NodePages)]) -> bool {
-        let len = pages.len() * PAGE_TOKENS;
-        match (&self.chunked, self.layout.chunk_size) {
-            (Some(_), Some(chunk)) if !len.is_multiple_of(chunk) => {
-                let start = len / chunk * chunk;
-                start.is_multiple_of(PAGE_TOKENS)
-                    && pages[start / PAGE_TOKENS..].iter().all(|(_, p)| p.chunked.is_some())
-            }
-            _ => true,
-        }
     }
 
     /// Stores the full pages of a sequence whose tokens are `tokens`, for later
@@ -279,21 +323,23 @@ impl<B: Backend> KvCache<B> {
         if self.prefix_budget == 0 {
             return;
         }
-        while let Stored::Pages(count, parent) = sequence.stored {
+        extend_chain(&mut sequence.chain, self.root, tokens);
+        while let Stored::Pages(count) = sequence.stored {
             let (start, end) = (count * PAGE_TOKENS, (count + 1) * PAGE_TOKENS);
             if end > sequence.len.min(tokens.len()) {
                 return;
             }
             let pages = self.share_pages(sequence, start);
-            sequence.stored = match self.prefixes.insert(parent, &tokens[start..end], pages) {
-                Inserted::New(id) => {
+            let text = Text::new(&sequence.chain, tokens);
+            sequence.stored = match self.prefixes.insert(text, count, pages) {
+                Inserted::New => {
                     self.prefix_bytes += NODE_BYTES + self.page_bytes(pages);
-                    self.forget_chunk(id, end);
-                    Stored::Pages(count + 1, Some(id))
+                    self.forget_chunk(text.hash(count + 1), end);
+                    Stored::Pages(count + 1)
                 }
-                Inserted::Known(id) => {
+                Inserted::Known => {
                     self.release_pages(pages);
-                    Stored::Pages(count + 1, Some(id))
+                    Stored::Pages(count + 1)
                 }
                 Inserted::Refused => {
                     self.release_pages(pages);
@@ -344,8 +390,7 @@ impl<B: Backend> KvCache<B> {
 
     /// The pages of a sequence that begin at token `start`, with one more owner.
     fn share_pages(&mut self, sequence: &SequenceKv, start: usize) -> NodePages {
-        // Chunks of whole pages only: else a page of the chunked pool is not 64 tokens.
-        let aligned = self.layout.chunk_size.is_some_and(|chunk| chunk.is_multiple_of(PAGE_TOKENS));
+        let aligned = self.layout.chunk_pages().is_some();
         let share = |pool: &mut Option<Pool<B>>, table: &PageTable| {
             let page = table.page_of(start)?;
             pool.as_mut().map(|pool| pool.allocator.share(page))
@@ -366,7 +411,7 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// At the end of a chunk, the chunked pages of its texts are of no more use.
-    fn forget_chunk(&mut self, last: NodeId, end: usize) {
+    fn forget_chunk(&mut self, last: PageHash, end: usize) {
         let Some(chunk) = self.layout.chunk_size.filter(|chunk| end.is_multiple_of(*chunk)) else {
             return;
         };
@@ -377,9 +422,12 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
+    /// Memory of a node's pages.
     fn page_bytes(&self, pages: NodePages) -> usize {
         let bytes = |pool: &Option<Pool<B>>, page: Option<PageId>| {
-            pool.as_ref().zip(page).map_or(0, |(pool, page)| pool.geometry.page_bytes(page.form()))
+            let in_memory = |(pool, page): &(&Pool<B>, PageId)| !pool.allocator.is_mapped(*page);
+            let held = pool.as_ref().zip(page).filter(in_memory);
+            held.map_or(0, |(pool, page)| pool.geometry.page_bytes(page.form()))
         };
         bytes(&self.global, pages.global) + bytes(&self.chunked, pages.chunked)
     }
@@ -464,16 +512,26 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
+    pub(crate) fn pool(&self, kind: PoolKind) -> &Option<Pool<B>> {
+        match kind {
+            PoolKind::Chunked => &self.chunked,
+            PoolKind::Global => &self.global,
+        }
+    }
+
+    pub(crate) fn pool_mut(&mut self, kind: PoolKind) -> &mut Option<Pool<B>> {
+        match kind {
+            PoolKind::Chunked => &mut self.chunked,
+            PoolKind::Global => &mut self.global,
+        }
+    }
+
     /// The device's pages of one kind, to write to.
     ///
     /// # Panics
     /// When the model has no layer of this kind.
     pub fn storage_mut(&mut self, kind: PoolKind) -> &mut B::KvPool {
-        let pool = match kind {
-            PoolKind::Chunked => &mut self.chunked,
-            PoolKind::Global => &mut self.global,
-        };
-        &mut pool.as_mut().expect("a layer of this kind exists").storage
+        &mut self.pool_mut(kind).as_mut().expect("a layer of this kind exists").storage
     }
 
     /// The device's pages of one kind, to read.
@@ -481,14 +539,10 @@ impl<B: Backend> KvCache<B> {
     /// # Panics
     /// When the model has no layer of this kind.
     pub fn storage(&self, kind: PoolKind) -> &B::KvPool {
-        let pool = match kind {
-            PoolKind::Chunked => &self.chunked,
-            PoolKind::Global => &self.global,
-        };
-        &pool.as_ref().expect("a layer of this kind exists").storage
+        &self.pool(kind).as_ref().expect("a layer of this kind exists").storage
     }
 
-    /// Bytes of the pages in use.
+    /// Memory of the pages in use; those that are mapped from files take none.
     pub fn bytes_in_use(&self) -> usize {
         let pools = [&self.chunked, &self.global].into_iter().flatten();
         pools.map(Pool::bytes_in_use).sum()

@@ -26,6 +26,7 @@ mod allocator;
 mod cache;
 mod demand;
 mod page_table;
+mod persist;
 mod prefix;
 pub mod store;
 

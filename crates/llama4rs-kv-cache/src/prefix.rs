@@ -3,7 +3,7 @@
 //! Keys and values are a function of the tokens before them, and every kernel is
 //! batch-invariant, so a stored page can serve any later sequence that begins
 //! with the same tokens, bit for bit. A node is one full page of tokens after
-//! its parent's. **Tokens are the truth**: a node is found by a hash, and then
+//! its parent's. **Tokens are the truth**: a node is found by the hash of its text, and then
 //! its tokens are compared.
 //!
 //! A sequence may begin at a page boundary `n` when the global pages of all
@@ -13,18 +13,15 @@
 //! only until the text has passed the end of that chunk.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use llama4rs_tensor::PageId;
 
-use crate::PAGE_TOKENS;
+use crate::store::{PageHash, Text};
+use crate::PoolKind;
 
 /// What a token is, for the purpose of finding it again: its id, or for an image
 /// feature a hash with the highest bit set.
 pub type TokenKey = u64;
-
-/// A node's name: a hash of all tokens up to its end.
-pub(crate) type NodeId = u64;
 
 /// The pages of one node, each owned once by the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,102 +32,102 @@ pub(crate) struct NodePages {
     pub chunked: Option<PageId>,
 }
 
+impl NodePages {
+    /// The page of one kind.
+    pub fn of(&self, kind: PoolKind) -> Option<PageId> {
+        match kind {
+            PoolKind::Global => self.global,
+            PoolKind::Chunked => self.chunked,
+        }
+    }
+}
+
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inserted {
     /// The tree owns the pages now.
-    New(NodeId),
+    New,
     /// The same text is stored already.
-    Known(NodeId),
+    Known,
     /// The parent is gone, or another text has the same hash: nothing was stored.
     Refused,
 }
 
 #[derive(Debug)]
 struct Node {
-    parent: Option<NodeId>,
+    /// The text before; the root is no node.
+    parent: PageHash,
     tokens: Box<[TokenKey]>,
     pages: NodePages,
     children: usize,
     used: u64,
 }
 
-/// The tree. It owns page numbers, but does not know the allocators: what it
-/// gives up is returned to the caller.
+/// The tree, its nodes named by the hash at their end. It owns page numbers, but does
+/// not know the allocators: what it gives up is returned to the caller.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixTree {
-    nodes: HashMap<NodeId, Node>,
+    nodes: HashMap<PageHash, Node>,
     /// Nodes without children by last use: who goes first.
-    leaves: BTreeSet<(u64, NodeId)>,
+    leaves: BTreeSet<(u64, PageHash)>,
     clock: u64,
 }
 
-/// The name of the page `tokens` after `parent`.
-fn name(parent: Option<NodeId>, tokens: &[TokenKey]) -> NodeId {
-    let mut hasher = DefaultHasher::new();
-    (parent, tokens).hash(&mut hasher);
-    hasher.finish()
-}
-
 impl PrefixTree {
-    /// The longest stored beginning of `tokens`, page by page.
-    pub fn find(&mut self, tokens: &[TokenKey]) -> Vec<(NodeId, NodePages)> {
-        let mut found = Vec::new();
-        let mut parent = None;
+    /// The longest stored beginning of `text`, page by page.
+    pub fn find(&mut self, text: Text<'_>) -> Vec<NodePages> {
         self.clock += 1;
-        for page in tokens.chunks_exact(PAGE_TOKENS) {
-            let id = name(parent, page);
-            let Some(pages) = self.matching(id, parent, page) else { break };
-            found.push((id, pages));
-            self.touch(id);
-            parent = Some(id);
+        let mut found = Vec::new();
+        for number in 0..text.pages() {
+            let Some(pages) = self.matching(text, number) else { break };
+            found.push(pages);
+            self.touch(text.hash(number + 1));
         }
         found
     }
 
-    fn matching(
-        &self,
-        id: NodeId,
-        parent: Option<NodeId>,
-        tokens: &[TokenKey],
-    ) -> Option<NodePages> {
-        let node = self.nodes.get(&id)?;
-        (node.parent == parent && *node.tokens == *tokens).then_some(node.pages)
+    /// The pages of page `number` of a text, if it is stored.
+    fn matching(&self, text: Text<'_>, number: usize) -> Option<NodePages> {
+        let node = self.nodes.get(&text.hash(number + 1))?;
+        let same =
+            node.parent == text.hash(number) && *node.tokens == *text.page_keys(number..number + 1);
+        same.then_some(node.pages)
     }
 
-    /// Stores the page `tokens` after `parent`.
-    pub fn insert(
-        &mut self,
-        parent: Option<NodeId>,
-        tokens: &[TokenKey],
-        pages: NodePages,
-    ) -> Inserted {
-        let id = name(parent, tokens);
+    /// Stores page `number` of a text.
+    pub fn insert(&mut self, text: Text<'_>, number: usize, pages: NodePages) -> Inserted {
+        let (parent, id) = (text.hash(number), text.hash(number + 1));
         if self.nodes.contains_key(&id) {
-            return match self.matching(id, parent, tokens) {
-                Some(_) => Inserted::Known(id),
+            return match self.matching(text, number) {
+                Some(_) => Inserted::Known,
                 None => Inserted::Refused,
             };
         }
-        if let Some(parent) = parent {
+        if number > 0 {
             let Some(node) = self.nodes.get_mut(&parent) else { return Inserted::Refused };
             node.children += 1;
             self.leaves.remove(&(node.used, parent));
         }
         self.clock += 1;
-        let node = Node { parent, tokens: tokens.into(), pages, children: 0, used: self.clock };
+        let tokens = text.page_keys(number..number + 1).into();
+        let node = Node { parent, tokens, pages, children: 0, used: self.clock };
         self.leaves.insert((node.used, id));
         self.nodes.insert(id, node);
-        Inserted::New(id)
+        Inserted::New
+    }
+
+    /// The pages of the node that ends at `id`.
+    pub fn pages(&self, id: PageHash) -> Option<NodePages> {
+        self.nodes.get(&id).map(|node| node.pages)
     }
 
     /// Takes the chunked pages of node `last` and the `count - 1` before it out of
     /// the tree: the text has passed the end of their chunk.
-    pub fn take_chunked(&mut self, last: NodeId, count: usize) -> Vec<PageId> {
-        let mut id = Some(last);
+    pub fn take_chunked(&mut self, last: PageHash, count: usize) -> Vec<PageId> {
+        let mut id = last;
         let mut taken = Vec::new();
         for _ in 0..count {
-            let Some(node) = id.and_then(|id| self.nodes.get_mut(&id)) else { break };
+            let Some(node) = self.nodes.get_mut(&id) else { break };
             taken.extend(node.pages.chunked.take());
             id = node.parent;
         }
@@ -141,18 +138,16 @@ impl PrefixTree {
     pub fn evict(&mut self) -> Option<NodePages> {
         let (_, id) = self.leaves.pop_first()?;
         let node = self.nodes.remove(&id)?;
-        if let Some((parent, above)) =
-            node.parent.and_then(|parent| Some((parent, self.nodes.get_mut(&parent)?)))
-        {
+        if let Some(above) = self.nodes.get_mut(&node.parent) {
             above.children -= 1;
             if above.children == 0 {
-                self.leaves.insert((above.used, parent));
+                self.leaves.insert((above.used, node.parent));
             }
         }
         Some(node.pages)
     }
 
-    fn touch(&mut self, id: NodeId) {
+    fn touch(&mut self, id: PageHash) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if self.leaves.remove(&(node.used, id)) {
             self.leaves.insert((self.clock, id));
@@ -164,9 +159,30 @@ impl PrefixTree {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::extend_chain;
+    use crate::PAGE_TOKENS;
 
-    fn text(pages: &[u64]) -> Vec<TokenKey> {
-        pages.iter().flat_map(|&p| (0..PAGE_TOKENS as u64).map(move |i| p * 1000 + i)).collect()
+    /// Token keys and the chain of their pages.
+    struct Sample(Vec<TokenKey>, Vec<PageHash>);
+
+    impl Sample {
+        fn text(&self) -> Text<'_> {
+            Text::new(&self.1, &self.0)
+        }
+    }
+
+    fn sample(pages: &[u64]) -> Sample {
+        let keys: Vec<_> = pages
+            .iter()
+            .flat_map(|&p| (0..PAGE_TOKENS as u64).map(move |i| p * 1000 + i))
+            .collect();
+        let mut chain = Vec::new();
+        extend_chain(&mut chain, PageHash::root(&[0; 32]), &keys);
+        Sample(keys, chain)
+    }
+
+    fn find(tree: &mut PrefixTree, path: &[u64]) -> Vec<NodePages> {
+        tree.find(sample(path).text())
     }
 
     fn pages(global: u32) -> NodePages {
@@ -178,29 +194,29 @@ mod tests {
 
     /// Stores every page of `path` under the number of its last element.
     fn store(tree: &mut PrefixTree, path: &[u64], pages: NodePages) -> Inserted {
-        let tokens = text(path);
-        let (before, last) = tokens.split_at(tokens.len() - PAGE_TOKENS);
-        let parent = before.chunks_exact(PAGE_TOKENS).fold(None, |id, page| Some(name(id, page)));
-        tree.insert(parent, last, pages)
+        tree.insert(sample(path).text(), path.len() - 1, pages)
     }
 
-    fn globals(found: &[(NodeId, NodePages)]) -> Vec<usize> {
-        found.iter().filter_map(|(_, pages)| pages.global).map(PageId::index).collect()
+    fn globals(found: &[NodePages]) -> Vec<usize> {
+        found.iter().filter_map(|pages| pages.global).map(PageId::index).collect()
     }
 
     #[test]
     fn finds_the_longest_beginning() {
         let mut tree = PrefixTree::default();
         for (id, path) in [&[1][..], &[1, 2], &[1, 3]].iter().enumerate() {
-            assert!(matches!(store(&mut tree, path, pages(id as u32)), Inserted::New(_)));
+            assert_eq!(store(&mut tree, path, pages(id as u32)), Inserted::New);
         }
-        assert!(matches!(store(&mut tree, &[1, 3], pages(9)), Inserted::Known(_)));
+        assert_eq!(store(&mut tree, &[1, 3], pages(9)), Inserted::Known);
         assert_eq!(store(&mut tree, &[7, 8], pages(9)), Inserted::Refused, "no parent");
-        assert_eq!(globals(&tree.find(&text(&[1, 3, 4]))), [0, 2]);
-        assert_eq!(globals(&tree.find(&text(&[3, 1]))), []);
-        let mut part = text(&[1, 2]);
-        part.pop();
-        assert_eq!(globals(&tree.find(&part)), [0], "whole pages only");
+        assert_eq!(globals(&find(&mut tree, &[1, 3, 4])), [0, 2]);
+        assert_eq!(globals(&find(&mut tree, &[3, 1])), []);
+        // Another text with the same hash.
+        let Sample(mut keys, chain) = sample(&[1, 2]);
+        keys[PAGE_TOKENS] ^= 1;
+        let other = Text::new(&chain, &keys);
+        assert_eq!(globals(&tree.find(other)), [0]);
+        assert_eq!(tree.insert(other, 1, pages(9)), Inserted::Refused);
     }
 
     #[test]
@@ -209,7 +225,7 @@ mod tests {
         for (id, path) in [&[1][..], &[1, 2], &[1, 3], &[4]].iter().enumerate() {
             store(&mut tree, path, pages(id as u32));
         }
-        tree.find(&text(&[1, 2]));
+        find(&mut tree, &[1, 2]);
         let order: Vec<_> = std::iter::from_fn(|| tree.evict()).collect();
         let order: Vec<_> = order.iter().filter_map(|p| p.global).map(PageId::index).collect();
         assert_eq!(order, [2, 3, 1, 0]);
@@ -222,11 +238,10 @@ mod tests {
         for (id, path) in [&[1][..], &[1, 2], &[1, 2, 3]].iter().enumerate() {
             store(&mut tree, path, pages(id as u32));
         }
-        let found = tree.find(&text(&[1, 2]));
-        assert_eq!(tree.take_chunked(found[1].0, 2), [101, 100].map(PageId::exact));
-        assert_eq!(tree.take_chunked(found[1].0, 2), []);
-        let left: Vec<_> =
-            tree.find(&text(&[1, 2, 3])).iter().map(|(_, pages)| pages.chunked).collect();
+        let last = sample(&[1, 2]).text().hash(2);
+        assert_eq!(tree.take_chunked(last, 2), [101, 100].map(PageId::exact));
+        assert_eq!(tree.take_chunked(last, 2), []);
+        let left: Vec<_> = find(&mut tree, &[1, 2, 3]).iter().map(|pages| pages.chunked).collect();
         assert_eq!(left, [None, None, Some(PageId::exact(102))]);
     }
 }

@@ -69,7 +69,7 @@ proptest! {
             while let Some(wish) = waiting.last() {
                 let keys = wish.keys();
                 let mut kv = cache.sequence();
-                cache.attach(&mut kv, &keys[..keys.len() - 1]);
+                cache.attach(&backend, &mut kv, &keys[..keys.len() - 1]);
                 let mut demand = Demand::new(&layout, STEP);
                 running.iter().for_each(|other| demand.add(&other.kv, other.keys.len()));
                 let before = demand.bytes();

@@ -1,10 +1,12 @@
 //! `Engine`: one opened model.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use llama4rs_checkpoint::{OpenOptions, TensorReport};
 use llama4rs_cpu::{Arithmetic, Cpu};
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
+use llama4rs_kv_cache::store::{self, ReadMode, StoreOptions};
 use llama4rs_model::{Llama4, VisionModel};
 use llama4rs_tensor::{Backend, KvDtype, WeightFormat};
 use numpy::{PyArray2, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
@@ -59,12 +61,41 @@ struct Wanted<'a> {
     kv_dtype: Option<KvDtype>,
     prefix_cache_bytes: usize,
     arithmetic: Arithmetic,
+    kv_store: Option<KvStore>,
+}
+
+/// Where keys and values are kept on disk.
+struct KvStore {
+    dir: PathBuf,
+    budget: Option<u64>,
+    read: ReadMode,
+}
+
+/// Why a model could not be opened.
+enum OpenError {
+    Model(llama4rs_model::Error),
+    Store(store::Error),
+}
+
+impl<E: Into<llama4rs_model::Error>> From<E> for OpenError {
+    fn from(error: E) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl OpenError {
+    fn raise(self, py: Python<'_>) -> PyErr {
+        match self {
+            Self::Model(error) => errors::model(py, error),
+            Self::Store(error) => errors::store(py, error),
+        }
+    }
 }
 
 fn open(
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
-) -> Result<Opened, llama4rs_model::Error> {
+) -> Result<Opened, OpenError> {
     let backend = Cpu::new(wanted.open.threads)?.with_arithmetic(wanted.arithmetic);
     let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
     let model = Llama4::load(&backend, &*source)?;
@@ -78,14 +109,57 @@ fn open(
         kv_dtype: wanted.kv_dtype.unwrap_or(exact),
         prefix_cache_bytes: wanted.prefix_cache_bytes,
     };
+    let numerics = backend.numerics();
+    let mut engine = CpuEngine::new(backend, model, vision, settings)?;
+    if let Some(wanted_store) = &wanted.kv_store {
+        open_store(&mut engine, wanted, wanted_store, &numerics, progress)?;
+    }
     Ok(Opened {
         config_json: source.config().raw.to_string(),
         weights,
         tensors: source.report(),
         warnings: source.warnings().to_vec(),
         patch_token: source.config().image_token_id,
-        engine: CpuEngine::new(backend, model, vision, settings)?,
+        engine,
     })
+}
+
+fn open_store(
+    engine: &mut CpuEngine,
+    wanted: &Wanted<'_>,
+    KvStore { dir, budget, read }: &KvStore,
+    numerics: &str,
+    progress: &dyn llama4rs_checkpoint::Progress,
+) -> Result<(), OpenError> {
+    store::make_directory(dir).map_err(OpenError::Store)?;
+    let memo = dir.join(".weights.json");
+    let weights =
+        llama4rs_checkpoint::weights_digest(wanted.path, &wanted.open, Some(&memo), progress)?;
+    let fingerprint = store::fingerprint(&weights, engine.settings().kv_dtype, numerics);
+    let options = StoreOptions { dir: dir.clone(), fingerprint, budget: *budget, read: *read };
+    engine.open_store(options).map_err(OpenError::Store)
+}
+
+fn parse_kv_store(
+    dir: Option<PathBuf>,
+    budget: Option<u64>,
+    read: Option<&str>,
+) -> PyResult<Option<KvStore>> {
+    let read_mode = match read {
+        None | Some("map") => ReadMode::Map,
+        Some("copy") => ReadMode::Copy,
+        Some(other) => {
+            return Err(PyValueError::new_err(format!(
+                "kv_read must be \"map\" or \"copy\", got {other:?}"
+            )))
+        }
+    };
+    if dir.is_none() && (budget.is_some() || read.is_some()) {
+        return Err(PyValueError::new_err(
+            "kv_budget and kv_read are about a directory: set kv_dir, too",
+        ));
+    }
+    Ok(dir.map(|dir| KvStore { dir, budget, read: read_mode }))
 }
 
 pub(crate) fn parse_kv_dtype(name: Option<&str>) -> PyResult<Option<KvDtype>> {
@@ -117,7 +191,7 @@ fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, arithmetic = None, progress = None))]
+    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, arithmetic = None, kv_dir = None, kv_budget = None, kv_read = None, progress = None))]
     fn new(
         py: Python<'_>,
         path: &str,
@@ -129,6 +203,9 @@ impl Engine {
         step_tokens: Option<usize>,
         prefix_cache_bytes: Option<usize>,
         arithmetic: Option<&str>,
+        kv_dir: Option<PathBuf>,
+        kv_budget: Option<u64>,
+        kv_read: Option<&str>,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         positive("threads", threads)?;
@@ -146,9 +223,10 @@ impl Engine {
             kv_dtype: parse_kv_dtype(kv_cache)?,
             prefix_cache_bytes: prefix_cache_bytes.unwrap_or(PREFIX_CACHE_BYTES),
             arithmetic: parse_arithmetic(arithmetic)?,
+            kv_store: parse_kv_store(kv_dir, kv_budget, kv_read)?,
         };
         let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
-            .map_err(|error| errors::model(py, error))?;
+            .map_err(|error| error.raise(py))?;
         let Opened { engine, config_json, weights, tensors, warnings, patch_token } = opened;
         let engine = Arc::new(engine);
         Ok(Self { engine, config_json, weights, tensors, warnings, patch_token })

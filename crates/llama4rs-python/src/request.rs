@@ -1,9 +1,11 @@
 //! `Request` and `Event`: what Python holds while an answer is computed.
 
+use std::ffi::CString;
 use std::sync::Arc;
 
 use llama4rs_engine as engine;
 use numpy::PyArray2;
+use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -19,12 +21,30 @@ pub(crate) struct Request {
     pub request: engine::Request,
 }
 
+/// Warns that keys and values are not stored. That never fails the request, whatever
+/// the filters of warnings say.
+fn warn(py: Python<'_>, problem: &str) {
+    let text = format!(
+        "keys and values are kept in memory only: {problem}\n\
+         requests go on, and the next ones try again"
+    );
+    let outcome = CString::new(text)
+        .map_err(PyErr::from)
+        .and_then(|text| PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &text, 1));
+    if let Err(error) = outcome {
+        error.write_unraisable(py, None);
+    }
+}
+
 #[pymethods]
 impl Request {
     /// The next event, computing steps (for all requests of the engine) until there is one.
     pub(crate) fn next(&self, py: Python<'_>) -> PyResult<Option<Event>> {
         let mut signals = Signals::new();
         let outcome = detached(py, || self.engine.next(&self.request, &mut || signals.pending()))?;
+        if let Some(warning) = self.engine.take_store_warning() {
+            warn(py, &warning);
+        }
         match outcome {
             Ok(event) => Ok(event.map(Event)),
             Err(error) => Err(signals.raised.unwrap_or_else(|| errors::engine(py, error))),

@@ -113,6 +113,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Makes `bytes` the content of a page. A device that can read them where they
     /// are keeps them instead of a copy, until the page is written or discarded.
     fn kv_adopt(&self, pool: &mut Self::KvPool, page: PageId, bytes: Bytes) -> Result<()>;
+    /// Whether [`kv_adopt`](Self::kv_adopt) keeps bytes of mapped files where they are.
+    fn kv_keeps_mapped(&self) -> bool {
+        false
+    }
     /// The content of these pages is no longer needed: adopted bytes are dropped,
     /// memory goes back to the system where that is possible.
     fn kv_discard(&self, pool: &mut Self::KvPool, pages: &[PageId]);

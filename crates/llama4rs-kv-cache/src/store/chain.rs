@@ -8,11 +8,25 @@
 //! A hash stands for every token before its boundary, and for the model. It does
 //! not depend on how the text was cut into segments.
 
+use llama4rs_tensor::KvDtype;
+
+use super::format::VERSION;
 use crate::{TokenKey, PAGE_TOKENS};
 
 /// What a store's pages were computed by: model, formats, arithmetic. Pages with
 /// different fingerprints never meet.
 pub type Fingerprint = [u8; 32];
+
+/// The fingerprint of pages that weights with the digest `weights` compute with some
+/// `numerics`, a name that changes when any bit of a result does.
+pub fn fingerprint(weights: &[u8; 32], dtype: KvDtype, numerics: &str) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new_derive_key("llama4rs kv fingerprint 1");
+    hasher.update(weights);
+    for field in [dtype.name(), numerics, &PAGE_TOKENS.to_string(), &VERSION.to_string()] {
+        hasher.update(&(field.len() as u64).to_le_bytes()).update(field.as_bytes());
+    }
+    *hasher.finalize().as_bytes()
+}
 
 const CONTEXT: &str = "llama4rs kv page chain 1";
 
@@ -97,8 +111,18 @@ impl<'a> Text<'a> {
         self.keys.len() / PAGE_TOKENS
     }
 
+    /// The text up to a page, or the beginning of it.
+    pub fn hash(&self, page: usize) -> PageHash {
+        self.chain[page]
+    }
+
+    /// The first `pages` pages of it.
+    pub fn first(&self, pages: usize) -> Self {
+        Self::new(&self.chain[..=pages], self.keys)
+    }
+
     /// The token keys of some pages.
-    pub(super) fn page_keys(&self, pages: std::ops::Range<usize>) -> &'a [TokenKey] {
+    pub fn page_keys(&self, pages: std::ops::Range<usize>) -> &'a [TokenKey] {
         &self.keys[pages.start * PAGE_TOKENS..pages.end * PAGE_TOKENS]
     }
 }
@@ -138,6 +162,15 @@ mod tests {
         other[64] ^= 1 << 63;
         assert_eq!(chain(&other)[..2], whole[..2]);
         assert_ne!(chain(&other)[2..], whole[2..]);
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_everything() {
+        let base = fingerprint(&[1; 32], KvDtype::Bf16, "cpu 1");
+        assert_eq!(fingerprint(&[1; 32], KvDtype::Bf16, "cpu 1"), base);
+        assert_ne!(fingerprint(&[2; 32], KvDtype::Bf16, "cpu 1"), base);
+        assert_ne!(fingerprint(&[1; 32], KvDtype::F32, "cpu 1"), base);
+        assert_ne!(fingerprint(&[1; 32], KvDtype::Bf16, "cpu 2"), base);
     }
 
     /// The hash of a text may never change, or every store is lost.

@@ -10,13 +10,13 @@ use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::chain::{Fingerprint, PageHash};
-use super::name::{Pool, SegmentName};
-use crate::{TokenKey, PAGE_TOKENS};
+use super::name::SegmentName;
+use crate::{PoolKind, TokenKey, PAGE_TOKENS};
 
 /// Version that this crate writes and reads.
 pub(super) const VERSION: u32 = 1;
 /// Most pages of a segment: 8192 tokens.
-pub(super) const MAX_PAGES: usize = 128;
+pub const MAX_PAGES: usize = 128;
 pub(super) const HEADER_BYTES: usize = 256;
 pub(super) const FOOTER_BYTES: usize = 64;
 /// Header, token keys and page table of the largest segment fit in here.
@@ -35,7 +35,7 @@ const MAX_PAGE_BYTES: u64 = 1 << 40;
 /// What a header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    pub pool: Pool,
+    pub pool: PoolKind,
     pub fingerprint: Fingerprint,
     /// The text before the segment.
     pub parent: PageHash,
@@ -105,7 +105,7 @@ impl Header {
         out.put(&VERSION.to_le_bytes());
         // Flags of later versions: a reader that does not know one must not go on.
         out.put(&0u32.to_le_bytes());
-        out.put(&(self.pool as u32).to_le_bytes());
+        out.put(&u32::from(self.pool == PoolKind::Chunked).to_le_bytes());
         out.put(&(PAGE_TOKENS as u32).to_le_bytes());
         out.put(&(self.pages as u32).to_le_bytes());
         out.put(&0u32.to_le_bytes());
@@ -136,8 +136,8 @@ impl Header {
             return Err(Flaw::Unsupported(format!("flags {flags:#x}")));
         }
         let pool = match fields.u32() {
-            0 => Pool::Global,
-            1 => Pool::Chunked,
+            0 => PoolKind::Global,
+            1 => PoolKind::Chunked,
             other => return damaged(format!("there is no pool {other}")),
         };
         let page_tokens = fields.u32() as usize;
@@ -301,7 +301,7 @@ mod tests {
         let mut chain = vec![parent];
         crate::store::chain::extend_chain(&mut chain, parent, &keys);
         let header = Header {
-            pool: Pool::Chunked,
+            pool: PoolKind::Chunked,
             fingerprint: [5; 32],
             parent,
             head: chain[1],

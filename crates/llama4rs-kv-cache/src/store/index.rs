@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use super::chain::ShortHash;
 use super::disk::Disk;
-use super::name::{Pool, SegmentName};
+use super::name::SegmentName;
+use crate::PoolKind;
 
 /// A directory that changed this recently may change again without a new time.
 const CLOCK_DOUBT: Duration = Duration::from_secs(2);
@@ -15,7 +16,7 @@ const CLOCK_DOUBT: Duration = Duration::from_secs(2);
 /// Names of segments, found by the text up to the end of their first page.
 #[derive(Default)]
 pub(super) struct Index {
-    by_head: HashMap<(Pool, ShortHash), Vec<SegmentName>>,
+    by_head: HashMap<(PoolKind, ShortHash), Vec<SegmentName>>,
     bytes: HashMap<SegmentName, u64>,
     /// Files that could not be read: not tried again.
     refused: HashSet<SegmentName>,
@@ -79,7 +80,7 @@ impl Index {
 
     /// Segments that begin at page `start` with a page that ends in the hash `head`;
     /// the longest first.
-    pub fn candidates(&self, pool: Pool, start: u64, head: ShortHash) -> Vec<SegmentName> {
+    pub fn candidates(&self, pool: PoolKind, start: u64, head: ShortHash) -> Vec<SegmentName> {
         let names = self.by_head.get(&(pool, head)).map_or(&[][..], Vec::as_slice);
         let mut names: Vec<_> = names.iter().filter(|name| name.start == start).copied().collect();
         names.sort_by_key(|name| std::cmp::Reverse(name.pages));

@@ -40,15 +40,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use chain::{extend_chain, Fingerprint, PageHash, Text};
+pub use chain::{extend_chain, fingerprint, Fingerprint, PageHash, Text};
 pub use error::{Error, Result};
-pub use name::Pool;
+pub use format::MAX_PAGES as SEGMENT_PAGES;
 pub use segment::ReadMode;
 pub use upkeep::{list, prune, verify, Prune, Pruned, SegmentInfo, VerifyReport};
 pub use write::Pages;
 
 use disk::{Disk, System};
 use index::Index;
+
+use crate::PoolKind;
 
 /// Where keys and values are kept, and how.
 #[derive(Clone, Debug)]
@@ -63,6 +65,15 @@ pub struct StoreOptions {
     pub read: ReadMode,
 }
 
+/// Makes the directory of a store if need be, for its owner only.
+pub fn make_directory(dir: &Path) -> Result<()> {
+    make_directory_on(&System, dir)
+}
+
+fn make_directory_on(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    disk.create_dir(dir).map_err(Error::io(dir, "make the directory"))
+}
+
 /// Bytes of a page, which depend on its place in the text only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageSizes {
@@ -75,11 +86,11 @@ pub struct PageSizes {
 }
 
 impl PageSizes {
-    fn of(&self, pool: Pool, page: usize) -> usize {
+    fn of(&self, pool: PoolKind, page: usize) -> usize {
         match (pool, page) {
-            (Pool::Chunked, _) => self.chunked,
-            (Pool::Global, 0) => self.first_global,
-            (Pool::Global, _) => self.global,
+            (PoolKind::Chunked, _) => self.chunked,
+            (PoolKind::Global, 0) => self.first_global,
+            (PoolKind::Global, _) => self.global,
         }
     }
 }
@@ -107,7 +118,7 @@ impl Store {
 
     fn open_on(disk: Arc<dyn Disk>, options: StoreOptions, sizes: PageSizes) -> Result<Self> {
         let dir = &options.dir;
-        disk.create_dir(dir).map_err(Error::io(dir, "make the directory"))?;
+        make_directory_on(&*disk, dir)?;
         let mut index = Index::default();
         index.refresh(&*disk, dir).map_err(Error::io(dir, "list the directory"))?;
         upkeep::remove_leftovers(&*disk, dir);

@@ -2,25 +2,7 @@
 //! listing the directory is enough to know what is there; nothing else is believed.
 
 use super::chain::ShortHash;
-
-/// Which layers a segment's pages are of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pool {
-    /// Layers that see every earlier token.
-    Global,
-    /// Layers that see their chunk only.
-    Chunked,
-}
-
-impl Pool {
-    /// The word in file names and reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Pool::Global => "global",
-            Pool::Chunked => "chunked",
-        }
-    }
-}
+use crate::PoolKind;
 
 const SEGMENT_END: &str = ".kv";
 const TEMPORARY_START: &str = ".tmp-";
@@ -28,7 +10,7 @@ const TEMPORARY_START: &str = ".tmp-";
 /// `<pool>-<first page>-<pages>-<hash after its first page>-<hash at its end>.kv`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SegmentName {
-    pub pool: Pool,
+    pub pool: PoolKind,
     /// Pages of the text before this segment.
     pub start: u64,
     /// Pages in it.
@@ -43,11 +25,9 @@ impl SegmentName {
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.strip_suffix(SEGMENT_END)?.split('-');
         let mut part = || parts.next();
-        let pool = match part()? {
-            "global" => Pool::Global,
-            "chunked" => Pool::Chunked,
-            _ => return None,
-        };
+        let word = part()?;
+        let pool =
+            [PoolKind::Global, PoolKind::Chunked].into_iter().find(|p| p.as_str() == word)?;
         let this = Self {
             pool,
             start: part()?.parse().ok()?,
@@ -85,8 +65,13 @@ mod tests {
     #[test]
     fn names_are_read_as_they_are_written() {
         let hash = PageHash::root(&[1; 32]).short();
-        let name =
-            SegmentName { pool: Pool::Chunked, start: 1 << 40, pages: 128, head: hash, end: hash };
+        let name = SegmentName {
+            pool: PoolKind::Chunked,
+            start: 1 << 40,
+            pages: 128,
+            head: hash,
+            end: hash,
+        };
         let text = name.to_string();
         assert_eq!(SegmentName::parse(&text), Some(name));
         for bad in [

@@ -8,8 +8,8 @@ use llama4rs_tensor::Bytes;
 
 use super::name::SegmentName;
 use super::segment::Segment;
-use super::{Error, Pool, Result, Store, Text};
-use crate::PAGE_TOKENS;
+use super::{Error, Result, Store, Text};
+use crate::{PoolKind, PAGE_TOKENS};
 
 /// A path is marked as used at most this often while it is only read.
 const TOUCH_PAUSE: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ impl Store {
     /// How many pages of `text` are stored without a gap, from page `floor` on (0, or
     /// for the chunked layers the first page of a chunk). By their names; whether the
     /// files are sound turns out when they are [read](Self::read).
-    pub fn available(&mut self, pool: Pool, text: Text<'_>, floor: usize) -> usize {
+    pub fn available(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) -> usize {
         self.path(pool, text, floor).iter().map(|stretch| stretch.pages).sum()
     }
 
@@ -44,11 +44,14 @@ impl Store {
     /// [`available`](Self::available).
     pub fn read(
         &mut self,
-        pool: Pool,
+        pool: PoolKind,
         text: Text<'_>,
         floor: usize,
         wanted: Range<usize>,
     ) -> Vec<Bytes> {
+        if wanted.is_empty() {
+            return Vec::new();
+        }
         let mut read = Vec::with_capacity(wanted.len());
         let mut scratch = Vec::new();
         let mut start = floor;
@@ -97,7 +100,7 @@ impl Store {
     }
 
     /// The files that hold `text` from page `floor` on, without a gap.
-    pub(super) fn path(&mut self, pool: Pool, text: Text<'_>, floor: usize) -> Vec<Stretch> {
+    pub(super) fn path(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) -> Vec<Stretch> {
         // A directory that cannot be listed any more has what it had.
         let _ = self.index.refresh(&*self.disk, &self.options.dir);
         let mut path = Vec::new();
@@ -111,7 +114,7 @@ impl Store {
     }
 
     /// The file with most of the text's pages from `page` on.
-    fn longest(&mut self, pool: Pool, text: Text<'_>, page: usize) -> Option<Stretch> {
+    fn longest(&mut self, pool: PoolKind, text: Text<'_>, page: usize) -> Option<Stretch> {
         let rest = text.pages() - page;
         let mut best: Option<Stretch> = None;
         let head = text.chain[page + 1].short();
@@ -165,7 +168,7 @@ impl Store {
 
     /// Marks the files of `text` from `floor` on as used now, at most twice a minute;
     /// `floor` as in [`available`](Self::available).
-    pub fn touch(&mut self, pool: Pool, text: Text<'_>, floor: usize) {
+    pub fn touch(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) {
         let path = self.path(pool, text, floor);
         let Some(last) = path.last() else { return };
         if self.touched.get(&last.name).is_none_or(|then| then.elapsed() > TOUCH_PAUSE) {

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use super::chain::Fingerprint;
 use super::disk::{Disk, System};
 use super::error::{Error, Result};
-use super::name::{is_temporary, Pool, SegmentName};
+use super::name::{is_temporary, SegmentName};
 use super::segment::Segment;
-use crate::PAGE_TOKENS;
+use crate::{PoolKind, PAGE_TOKENS};
 
 /// Locked by whoever evicts or prunes.
 const LOCK: &str = ".lock";
@@ -102,7 +102,7 @@ pub struct SegmentInfo {
     /// Its name in the directory.
     pub file: String,
     /// Which layers.
-    pub pool: Pool,
+    pub pool: PoolKind,
     /// Tokens of the text before it.
     pub start: u64,
     /// Tokens in it.

@@ -9,12 +9,13 @@ use std::time::SystemTime;
 use super::format::{checksum, layout, Header, Meta, MAX_PAGES};
 use super::name::{temporary, SegmentName};
 use super::path::Stretch;
-use super::{upkeep, Error, Pool, Result, Store, Text};
+use super::{upkeep, Error, Result, Store, Text};
+use crate::PoolKind;
 
 /// The pages of a text, as a writer asks for them.
 pub trait Pages {
     /// The bytes of a page of a pool, by its number in the text.
-    fn read(&self, pool: Pool, page: usize) -> llama4rs_tensor::Result<Cow<'_, [u8]>>;
+    fn read(&self, pool: PoolKind, page: usize) -> llama4rs_tensor::Result<Cow<'_, [u8]>>;
 }
 
 impl Store {
@@ -25,7 +26,7 @@ impl Store {
     /// On an error everything that was stored before still is.
     pub fn write(
         &mut self,
-        pool: Pool,
+        pool: PoolKind,
         text: Text<'_>,
         floor: usize,
         pages: &dyn Pages,
@@ -58,7 +59,7 @@ impl Store {
 
     fn write_segment(
         &mut self,
-        pool: Pool,
+        pool: PoolKind,
         text: Text<'_>,
         range: Range<usize>,
         now: SystemTime,
@@ -138,7 +139,7 @@ impl Store {
 
     /// Removes the files that hold pages of `text` from `floor` on and nothing else:
     /// chunked layers need them no more.
-    pub fn forget(&mut self, pool: Pool, text: Text<'_>, floor: usize) {
+    pub fn forget(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) {
         for stretch in self.path(pool, text, floor) {
             if stretch.is_whole() {
                 // What stays for now is removed by the budget, later.

@@ -92,7 +92,7 @@ fn keep_small_budget(world: &World) -> Result<usize> {
     let budget = Some(300 << 10);
     let options = StoreOptions { budget, ..options(world.dir.path()) };
     let mut store = Store::open_on(world.disk.clone(), options, SIZES)?;
-    store.write(Pool::Global, world.second.text(), 0, &world.second)?;
+    store.write(PoolKind::Global, world.second.text(), 0, &world.second)?;
     Ok(0)
 }
 

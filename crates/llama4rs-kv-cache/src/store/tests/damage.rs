@@ -12,7 +12,7 @@ fn one_file() -> (TempDir, Sample, PathBuf) {
     let dir = TempDir::new().unwrap();
     let sample = Sample::new(&[1; 3]);
     let mut store = open(&dir);
-    store.write(Pool::Global, sample.text(), 0, &sample).unwrap();
+    store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
     let path = files(&store).remove(0);
     (dir, sample, path)
 }
@@ -34,11 +34,11 @@ fn check_damaged(dir: &TempDir, sample: &Sample, path: &Path, matters: bool) {
     assert_eq!(problems(dir).len(), matters as usize, "{:?}", problems(dir));
     let unsupported = problems(dir).iter().any(|(_, problem)| problem.contains("later version"));
     let mut store = open(dir);
-    let pages = sample.check(&mut store, Pool::Global);
+    let pages = sample.check(&mut store, PoolKind::Global);
     assert_eq!(pages == 3, !matters);
     assert_eq!(path.exists(), !matters || unsupported, "a damaged file is removed");
-    store.write(Pool::Global, sample.text(), 0, sample).unwrap();
-    assert_eq!(sample.check(&mut open(dir), Pool::Global), 3);
+    store.write(PoolKind::Global, sample.text(), 0, sample).unwrap();
+    assert_eq!(sample.check(&mut open(dir), PoolKind::Global), 3);
     assert_eq!(problems(dir), []);
 }
 
@@ -97,7 +97,7 @@ fn a_renamed_file_is_a_miss() {
     let (dir, sample, path) = one_file();
     let other = Sample::new(&[2; 3]);
     let mut store = open(&dir);
-    store.write(Pool::Global, other.text(), 0, &other).unwrap();
+    store.write(PoolKind::Global, other.text(), 0, &other).unwrap();
     let theirs = files(&store).into_iter().find(|file| *file != path).unwrap();
     std::fs::rename(theirs, &path).unwrap();
     check_damaged(&dir, &sample, &path, true);
@@ -132,7 +132,7 @@ fn a_fingerprint_is_compared() {
         bytes[..front.len()].copy_from_slice(&front);
         bytes[length - 64..].copy_from_slice(&footer);
     });
-    assert_eq!(sample.check(&mut open(&dir), Pool::Global), 0);
+    assert_eq!(sample.check(&mut open(&dir), PoolKind::Global), 0);
 }
 
 #[test]
@@ -143,10 +143,14 @@ fn other_fingerprints_and_page_sizes_never_meet() {
     let mut store = Store::open(other, SIZES).unwrap();
     let mut chain = Vec::new();
     extend_chain(&mut chain, store.root(), &sample.keys);
-    assert_eq!(store.available(Pool::Global, Text::new(&chain, &sample.keys), 0), 0);
+    assert_eq!(store.available(PoolKind::Global, Text::new(&chain, &sample.keys), 0), 0);
     let sizes = PageSizes { global: 4999, ..SIZES };
     let mut store = Store::open(options(dir.path()), sizes).unwrap();
-    assert_eq!(sample.check(&mut store, Pool::Global), 1, "the first page fits, the second not");
+    assert_eq!(
+        sample.check(&mut store, PoolKind::Global),
+        1,
+        "the first page fits, the second not"
+    );
 }
 
 /// What a later version wrote is ignored, and left to it.
@@ -154,7 +158,7 @@ fn other_fingerprints_and_page_sizes_never_meet() {
 fn files_of_a_later_version_are_left_alone() {
     let (dir, sample, path) = one_file();
     change(&path, |bytes| bytes[8] = 2);
-    assert_eq!(sample.check(&mut open(&dir), Pool::Global), 0);
+    assert_eq!(sample.check(&mut open(&dir), PoolKind::Global), 0);
     assert!(path.exists());
     let (_, problem) = &problems(&dir)[0];
     assert!(problem.contains("format version 2, which a later version"), "{problem}");
@@ -169,7 +173,7 @@ fn files_that_are_not_ours_are_left_alone() {
     assert_eq!(prune(&kv, &Prune { budget: Some(0), ..Prune::default() }).unwrap().files, 1);
     assert!(!path.exists());
     assert!(kv.join("notes.txt").exists() && kv.join("sessions").exists());
-    assert_eq!(sample.check(&mut open(&dir), Pool::Global), 0);
+    assert_eq!(sample.check(&mut open(&dir), PoolKind::Global), 0);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::*;
 use crate::{TokenKey, PAGE_TOKENS};
 
 pub(super) const SIZES: PageSizes = PageSizes { first_global: 9000, global: 5000, chunked: 70_000 };
-pub(super) const POOLS: [Pool; 2] = [Pool::Global, Pool::Chunked];
+pub(super) const POOLS: [PoolKind; 2] = [PoolKind::Global, PoolKind::Chunked];
 pub(super) const FINGERPRINT: Fingerprint = [3; 32];
 
 /// A text and its chain.
@@ -44,7 +44,7 @@ impl Sample {
     }
 
     /// What a page must hold: a function of the text up to its end.
-    pub fn page(&self, pool: Pool, page: usize) -> Vec<u8> {
+    pub fn page(&self, pool: PoolKind, page: usize) -> Vec<u8> {
         let mut hasher = blake3::Hasher::new_keyed(self.chain[page + 1].as_bytes());
         hasher.update(pool.as_str().as_bytes());
         let mut bytes = vec![0; SIZES.of(pool, page)];
@@ -53,7 +53,7 @@ impl Sample {
     }
 
     /// Checks that what is stored of this text is right, and returns how many pages.
-    pub fn check(&self, store: &mut Store, pool: Pool) -> usize {
+    pub fn check(&self, store: &mut Store, pool: PoolKind) -> usize {
         let wanted = 0..self.text().pages();
         let pages = store.read(pool, self.text(), 0, wanted);
         for (number, bytes) in pages.iter().enumerate() {
@@ -64,7 +64,7 @@ impl Sample {
 }
 
 impl Pages for Sample {
-    fn read(&self, pool: Pool, page: usize) -> llama4rs_tensor::Result<Cow<'_, [u8]>> {
+    fn read(&self, pool: PoolKind, page: usize) -> llama4rs_tensor::Result<Cow<'_, [u8]>> {
         Ok(self.page(pool, page).into())
     }
 }
@@ -118,20 +118,20 @@ fn texts_share_their_beginning() {
     let dir = TempDir::new().unwrap();
     let mut store = open(&dir);
     let long = Sample::new(&[1; 20]);
-    store.write(Pool::Global, long.text(), 0, &long).unwrap();
+    store.write(PoolKind::Global, long.text(), 0, &long).unwrap();
     let mut branches = [1; 30];
     branches[12..].fill(2);
     let fork = Sample::new(&branches);
-    assert_eq!(store.available(Pool::Global, fork.text(), 0), 12);
-    assert_eq!(fork.check(&mut store, Pool::Global), 12);
-    let written = store.write(Pool::Global, fork.text(), 0, &fork).unwrap();
+    assert_eq!(store.available(PoolKind::Global, fork.text(), 0), 12);
+    assert_eq!(fork.check(&mut store, PoolKind::Global), 12);
+    let written = store.write(PoolKind::Global, fork.text(), 0, &fork).unwrap();
     assert!(written < 19 * SIZES.global as u64 + (200 << 10), "the common pages stay shared");
     for mut store in [store, open(&dir)] {
-        assert_eq!(fork.check(&mut store, Pool::Global), 30);
-        assert_eq!(long.check(&mut store, Pool::Global), 20);
-        assert_eq!(Sample::new(&[1; 7]).check(&mut store, Pool::Global), 7);
-        assert_eq!(Sample::new(&[2; 7]).check(&mut store, Pool::Global), 0);
-        assert_eq!(long.check(&mut store, Pool::Chunked), 0, "pools are apart");
+        assert_eq!(fork.check(&mut store, PoolKind::Global), 30);
+        assert_eq!(long.check(&mut store, PoolKind::Global), 20);
+        assert_eq!(Sample::new(&[1; 7]).check(&mut store, PoolKind::Global), 7);
+        assert_eq!(Sample::new(&[2; 7]).check(&mut store, PoolKind::Global), 0);
+        assert_eq!(long.check(&mut store, PoolKind::Chunked), 0, "pools are apart");
     }
 }
 
@@ -143,14 +143,14 @@ fn a_text_that_grows_by_single_pages_has_few_files() {
     let mut pages_written = 0;
     for pages in 1..=300 {
         let part = Sample::new(&vec![1; pages]);
-        let written = store.write(Pool::Global, part.text(), 0, &whole).unwrap();
+        let written = store.write(PoolKind::Global, part.text(), 0, &whole).unwrap();
         pages_written += (written as usize).div_ceil(SIZES.global.next_multiple_of(4096));
-        assert_eq!(store.available(Pool::Global, whole.text(), 0), pages);
+        assert_eq!(store.available(PoolKind::Global, whole.text(), 0), pages);
         assert!(files(&store).len() <= pages / 128 + 7, "{} files", files(&store).len());
     }
     // Each page at most eight times, and the space before the pages once per file.
     assert!(pages_written < 300 * 8 + 300 * 17, "{pages_written}");
-    assert_eq!(whole.check(&mut open(&dir), Pool::Global), 300);
+    assert_eq!(whole.check(&mut open(&dir), PoolKind::Global), 300);
 }
 
 #[test]
@@ -158,17 +158,17 @@ fn chunked_pages_begin_at_a_chunk_and_are_forgotten_after_it() {
     let dir = TempDir::new().unwrap();
     let mut store = open(&dir);
     let sample = Sample::new(&[1; 10]);
-    store.write(Pool::Chunked, sample.text(), 6, &sample).unwrap();
-    assert_eq!(store.available(Pool::Chunked, sample.text(), 6), 4);
-    assert_eq!(store.available(Pool::Chunked, sample.text(), 0), 0);
-    let pages = store.read(Pool::Chunked, sample.text(), 6, 7..10);
-    assert_eq!(*pages[0], *sample.page(Pool::Chunked, 7));
+    store.write(PoolKind::Chunked, sample.text(), 6, &sample).unwrap();
+    assert_eq!(store.available(PoolKind::Chunked, sample.text(), 6), 4);
+    assert_eq!(store.available(PoolKind::Chunked, sample.text(), 0), 0);
+    let pages = store.read(PoolKind::Chunked, sample.text(), 6, 7..10);
+    assert_eq!(*pages[0], *sample.page(PoolKind::Chunked, 7));
     let mut fork = [1; 10];
     fork[8..].fill(2);
     let fork = Sample::new(&fork);
-    store.forget(Pool::Chunked, fork.text(), 6);
-    assert_eq!(store.available(Pool::Chunked, sample.text(), 6), 4, "another text's file");
-    store.forget(Pool::Chunked, sample.text(), 6);
-    assert_eq!(store.available(Pool::Chunked, sample.text(), 6), 0);
+    store.forget(PoolKind::Chunked, fork.text(), 6);
+    assert_eq!(store.available(PoolKind::Chunked, sample.text(), 6), 4, "another text's file");
+    store.forget(PoolKind::Chunked, sample.text(), 6);
+    assert_eq!(store.available(PoolKind::Chunked, sample.text(), 6), 0);
     assert_eq!(files(&store).len(), 0);
 }

@@ -46,15 +46,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// Pages that were acknowledged, by pool and text, and were not taken away since.
 #[derive(Default)]
-struct Model(HashSet<(Pool, PageHash)>);
+struct Model(HashSet<(PoolKind, PageHash)>);
 
 impl Model {
-    fn add(&mut self, pool: Pool, sample: &Sample) {
+    fn add(&mut self, pool: PoolKind, sample: &Sample) {
         self.0.extend(sample.chain[1..].iter().map(|&hash| (pool, hash)));
     }
 
     /// Pages of the text that must be found, from the first on.
-    fn pages(&self, pool: Pool, sample: &Sample) -> usize {
+    fn pages(&self, pool: PoolKind, sample: &Sample) -> usize {
         let known = |hash: &&PageHash| self.0.contains(&(pool, **hash));
         sample.chain[1..].iter().take_while(known).count()
     }
@@ -93,19 +93,19 @@ proptest! {
                 }
                 Step::Forget { branches } => {
                     let sample = Sample::new(&branches);
-                    store.forget(Pool::Chunked, sample.text(), 0);
+                    store.forget(PoolKind::Chunked, sample.text(), 0);
                     // Files are forgotten whole, so others may have lost pages, too.
-                    model.0.retain(|(pool, _)| *pool == Pool::Global);
+                    model.0.retain(|(pool, _)| *pool == PoolKind::Global);
                 }
                 Step::Reopen => store = open(),
                 Step::Crash { at, branches, seed } => {
                     let sample = Sample::new(&branches);
                     disk.plan(at, Fault::Death);
-                    let outcome = store.write(Pool::Global, sample.text(), 0, &sample);
+                    let outcome = store.write(PoolKind::Global, sample.text(), 0, &sample);
                     disk.heal();
                     disk.crash(choices(seed));
                     if outcome.is_ok() {
-                        model.add(Pool::Global, &sample);
+                        model.add(PoolKind::Global, &sample);
                     }
                     store = open();
                 }

@@ -29,15 +29,15 @@ fn the_budget_keeps_what_was_used_last() {
     let mut store = open_small(&dir);
     let samples: Vec<_> = (0..12).map(|branch| Sample::new(&[branch; 3])).collect();
     for sample in &samples {
-        store.write(Pool::Global, sample.text(), 0, sample).unwrap();
-        store.touch(Pool::Global, samples[0].text(), 0);
+        store.write(PoolKind::Global, sample.text(), 0, sample).unwrap();
+        store.touch(PoolKind::Global, samples[0].text(), 0);
         assert!(total_bytes(&store) <= BUDGET);
         age(&store, 100);
         store.touched.clear();
     }
     let mut store = open(&dir);
     let kept: Vec<_> =
-        samples.iter().map(|sample| sample.check(&mut store, Pool::Global)).collect();
+        samples.iter().map(|sample| sample.check(&mut store, PoolKind::Global)).collect();
     assert_eq!(kept, [3, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3][..12].to_vec());
 }
 
@@ -48,10 +48,10 @@ fn children_go_before_their_parents() {
     let long = Sample::new(&[1; 1000]);
     for pages in [128, 256, 300, 400, 512, 700] {
         let part = Sample::new(&vec![1; pages]);
-        store.write(Pool::Global, part.text(), 0, &long).unwrap();
+        store.write(PoolKind::Global, part.text(), 0, &long).unwrap();
         assert!(total_bytes(&store) <= BUDGET);
         let files = files(&store).len() - 1;
-        let path = store.path(Pool::Global, long.text(), 0).len();
+        let path = store.path(PoolKind::Global, long.text(), 0).len();
         assert_eq!(path, files, "no file without those before it");
     }
 }
@@ -61,15 +61,15 @@ fn a_reader_keeps_what_is_evicted() {
     let dir = TempDir::new().unwrap();
     let sample = Sample::new(&[1; 3]);
     let mut store = open(&dir);
-    store.write(Pool::Global, sample.text(), 0, &sample).unwrap();
-    let pages = store.read(Pool::Global, sample.text(), 0, 0..3);
+    store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
+    let pages = store.read(PoolKind::Global, sample.text(), 0, 0..3);
     prune(store.dir(), &Prune { budget: Some(0), ..Prune::default() }).unwrap();
     assert_eq!(list(store.dir()).unwrap(), []);
     for (number, bytes) in pages.iter().enumerate() {
-        assert_eq!(**bytes, *sample.page(Pool::Global, number));
+        assert_eq!(**bytes, *sample.page(PoolKind::Global, number));
     }
     assert_eq!(
-        sample.check(&mut store, Pool::Global),
+        sample.check(&mut store, PoolKind::Global),
         0,
         "and everybody else sees that it is gone"
     );
@@ -80,7 +80,7 @@ fn one_evicts_at_a_time() {
     let dir = TempDir::new().unwrap();
     let sample = Sample::new(&[1; 3]);
     let mut store = open(&dir);
-    store.write(Pool::Global, sample.text(), 0, &sample).unwrap();
+    store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
     let lock = System.open_lock(&store.dir().join(".lock")).unwrap();
     assert!(System.try_lock(&lock).unwrap());
     let all = Prune { budget: Some(0), ..Prune::default() };
@@ -95,12 +95,12 @@ fn pruning_removes_what_it_is_told() {
     let mut store = open(&dir);
     let samples: Vec<_> = (0..5).map(|branch| Sample::new(&[branch; 2])).collect();
     for sample in &samples {
-        store.write(Pool::Global, sample.text(), 0, sample).unwrap();
+        store.write(PoolKind::Global, sample.text(), 0, sample).unwrap();
     }
     let listed = list(store.dir()).unwrap();
     assert_eq!(listed.len(), 5);
     for info in &listed {
-        assert_eq!((info.start, info.tokens, info.pool), (0, 128, Pool::Global));
+        assert_eq!((info.start, info.tokens, info.pool), (0, 128, PoolKind::Global));
         assert_eq!((info.fingerprint, info.problem.clone()), (Some(FINGERPRINT), None));
     }
     let left = |wanted: Prune| {
@@ -140,7 +140,7 @@ fn many_use_a_directory_at_once() {
                     for pages in 1..=20 {
                         let whole = &samples[number / 2 + pages % 2];
                         let text = Text::new(&whole.chain[..=pages], &whole.keys);
-                        store.write(Pool::Global, text, 0, whole).unwrap();
+                        store.write(PoolKind::Global, text, 0, whole).unwrap();
                     }
                 })
             })
@@ -149,7 +149,7 @@ fn many_use_a_directory_at_once() {
             while !done.load(Ordering::Relaxed) {
                 let mut store = open(&dir);
                 for sample in &samples {
-                    sample.check(&mut store, Pool::Global);
+                    sample.check(&mut store, PoolKind::Global);
                 }
             }
         });
@@ -166,7 +166,7 @@ fn many_use_a_directory_at_once() {
     });
     let mut store = open(&dir);
     for sample in &samples {
-        store.write(Pool::Global, sample.text(), 0, sample).unwrap();
-        assert_eq!(sample.check(&mut store, Pool::Global), 20);
+        store.write(PoolKind::Global, sample.text(), 0, sample).unwrap();
+        assert_eq!(sample.check(&mut store, PoolKind::Global), 20);
     }
 }

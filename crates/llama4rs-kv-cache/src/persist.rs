@@ -1,0 +1,305 @@
+//! Between the cache and the store: texts begin with pages from files, and full pages
+//! become files.
+
+use std::borrow::Cow;
+
+use llama4rs_tensor::{Backend, Bytes, Error, PageId, Result};
+
+use crate::cache::{KvCache, Pool, PoolKind, SequenceKv};
+use crate::page_table::PageTable;
+use crate::prefix::{NodePages, TokenKey};
+use crate::store::{self, extend_chain, Pages, ReadMode, Text, SEGMENT_PAGES};
+use crate::PAGE_TOKENS;
+
+/// The first pages of a text: those that a sequence which goes on behind them needs,
+/// each with one more owner.
+#[derive(Default)]
+pub(crate) struct Beginning {
+    /// Pages of the text.
+    pub pages: usize,
+    /// All of them, of the global layers.
+    pub global: Vec<PageId>,
+    /// Those of the last chunk, of the chunked layers.
+    pub chunked: Vec<PageId>,
+}
+
+/// Whether the last attempt to store pages was successful.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) enum StoreState {
+    #[default]
+    Working,
+    /// Why it was not, until somebody was told.
+    Failing(Option<String>),
+}
+
+/// A beginning of which the last pages of each kind come from files.
+struct Loaded {
+    pages: usize,
+    global: Vec<Bytes>,
+    chunked: Vec<Bytes>,
+}
+
+impl Loaded {
+    /// All of it is in memory.
+    fn nothing(pages: usize) -> Self {
+        Self { pages, global: Vec::new(), chunked: Vec::new() }
+    }
+}
+
+impl<B: Backend> KvCache<B> {
+    /// The longest beginning of `text` from what the prefix tree has `found` of it and
+    /// from what is in files.
+    pub(crate) fn beginning(
+        &mut self,
+        backend: &B,
+        text: Text<'_>,
+        found: &[NodePages],
+    ) -> Beginning {
+        let loaded = self.load(text, found);
+        self.take_over(backend, found, loaded).unwrap_or_else(|_| {
+            // Without memory for the pages in files, those in memory have to do.
+            let pages = self.usable(found.len(), |first| chunked_in_tree(found, first));
+            self.take_over(backend, found, Loaded::nothing(pages)).unwrap_or_default()
+        })
+    }
+
+    /// Of `known` pages the most that a sequence can go on from, when so many pages of
+    /// the chunked layers are there from the first page of a chunk on.
+    fn usable(&self, known: usize, chunked_from: impl FnOnce(usize) -> usize) -> usize {
+        let (Some(_), Some(chunk)) = (&self.chunked, self.layout.chunk_size) else { return known };
+        if self.layout.chunk_pages().is_none() {
+            // Where a page and a chunk both end, the chunked layers need nothing.
+            let whole = |pages: &usize| (pages * PAGE_TOKENS).is_multiple_of(chunk);
+            return (0..=known).rev().find(whole).unwrap_or(0);
+        }
+        let first = self.first_of_chunk(known);
+        first + chunked_from(first).min(known - first)
+    }
+
+    /// The first page of the chunk in which a text goes on after `pages` pages; without
+    /// chunks of whole pages `pages`.
+    fn first_of_chunk(&self, pages: usize) -> usize {
+        match (&self.chunked, self.layout.chunk_pages()) {
+            (Some(_), Some(chunk)) => pages / chunk * chunk,
+            _ => pages,
+        }
+    }
+
+    /// Reads from files what the tree lacks.
+    fn load(&mut self, text: Text<'_>, found: &[NodePages]) -> Loaded {
+        let in_tree = |first| chunked_in_tree(found, first);
+        let mut known = found.len();
+        // A model without global layers goes on from any chunk; files would bring little.
+        let store = self.store.take().filter(|_| self.global.is_some());
+        let Some(mut store) = store else {
+            return Loaded::nothing(self.usable(known, in_tree));
+        };
+        known = known.max(store.available(PoolKind::Global, text, 0));
+        let loaded = loop {
+            let pages = self.usable(known, |first| {
+                in_tree(first).max(store.available(PoolKind::Chunked, text.first(known), first))
+            });
+            let (text, first) = (text.first(pages), self.first_of_chunk(pages));
+            let held = [found.len().min(pages), (first + in_tree(first)).min(pages)];
+            let global = store.read(PoolKind::Global, text, 0, held[0]..pages);
+            let chunked = store.read(PoolKind::Chunked, text, first, held[1]..pages);
+            known = (held[0] + global.len()).min(held[1] + chunked.len());
+            if known == pages {
+                store.touch(PoolKind::Global, text, 0);
+                store.touch(PoolKind::Chunked, text, first);
+                break Loaded { pages, global, chunked };
+            }
+            // A file that is damaged is out of the way now; look again for what is left.
+        };
+        self.store = Some(store);
+        loaded
+    }
+
+    /// Shares the pages that are in memory and gives the others a page each.
+    fn take_over(&mut self, backend: &B, found: &[NodePages], loaded: Loaded) -> Result<Beginning> {
+        let Loaded { pages, global, chunked } = loaded;
+        let first = self.first_of_chunk(pages);
+        let mut beginning = Beginning { pages, ..Beginning::default() };
+        let kinds = [
+            (PoolKind::Global, 0..pages - global.len(), global, &mut beginning.global),
+            (PoolKind::Chunked, first..pages - chunked.len(), chunked, &mut beginning.chunked),
+        ];
+        let mut outcome = Ok(());
+        for (kind, shared, loaded, pages) in kinds {
+            let forms = (shared.end..shared.end + loaded.len())
+                .map(|number| self.layout.page_form(kind, number));
+            let forms: Vec<_> = forms.collect();
+            let Some(pool) = self.pool_mut(kind) else { continue };
+            let known =
+                found.get(shared).unwrap_or_default().iter().filter_map(|node| node.of(kind));
+            pages.extend(known.map(|page| pool.allocator.share(page)));
+            let new = forms.into_iter().map(|form| pool.allocator.allocate(form));
+            let new: Vec<_> = new.collect();
+            pages.extend_from_slice(&new);
+            outcome = outcome.and_then(|()| pool.adopt(backend, &new, loaded));
+        }
+        if outcome.is_err() {
+            for (kind, pages) in
+                [(PoolKind::Global, beginning.global), (PoolKind::Chunked, beginning.chunked)]
+            {
+                self.pool_mut(kind)
+                    .iter_mut()
+                    .for_each(|pool| pool.allocator.release(pages.clone()));
+            }
+            return outcome.map(|()| Beginning::default());
+        }
+        Ok(beginning)
+    }
+
+    /// Stores the full pages of a sequence whose tokens are `tokens`, so that they
+    /// survive the process. Without `end` only when a whole segment more is full, and
+    /// what later pages do not need is left out.
+    ///
+    /// On an error nothing is lost: the pages stay in memory, and what was stored before
+    /// stays stored. [`take_store_warning`](Self::take_store_warning) tells why.
+    pub fn persist(
+        &mut self,
+        backend: &B,
+        sequence: &mut SequenceKv,
+        tokens: &[TokenKey],
+        end: bool,
+    ) {
+        let full = sequence.len.min(tokens.len()) / PAGE_TOKENS;
+        let pages = if end { full } else { full / SEGMENT_PAGES * SEGMENT_PAGES };
+        if pages == 0 || self.global.is_none() || (!end && pages <= sequence.persisted) {
+            return;
+        }
+        let Some(mut store) = self.store.take() else { return };
+        extend_chain(&mut sequence.chain, store.root(), tokens);
+        let text = Text::new(&sequence.chain, tokens).first(pages);
+        let before = std::mem::replace(&mut sequence.persisted, pages);
+        let outcome = self.write(backend, &mut store, sequence, text, before, end);
+        self.store = Some(store);
+        match outcome {
+            Ok(()) => self.store_state = StoreState::Working,
+            Err(error) if self.store_state == StoreState::Working => {
+                self.store_state = StoreState::Failing(Some(error.to_string()));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Why pages cannot be stored, once when that begins.
+    pub fn take_store_warning(&mut self) -> Option<String> {
+        match &mut self.store_state {
+            StoreState::Failing(warning) => warning.take(),
+            StoreState::Working => None,
+        }
+    }
+
+    fn write(
+        &mut self,
+        backend: &B,
+        store: &mut store::Store,
+        sequence: &SequenceKv,
+        text: Text<'_>,
+        before: usize,
+        end: bool,
+    ) -> store::Result<()> {
+        let first = self.first_of_chunk(text.pages());
+        let mut kinds = vec![(PoolKind::Global, 0)];
+        if end && first < text.pages() {
+            kinds.push((PoolKind::Chunked, first));
+        }
+        for &(kind, floor) in &kinds {
+            store.write(kind, text, floor, &Held { backend, cache: self, sequence })?;
+        }
+        if let Some(chunk) = self.layout.chunk_pages().filter(|_| self.chunked.is_some()) {
+            for start in (before / chunk * chunk..first).step_by(chunk) {
+                store.forget(PoolKind::Chunked, text.first(start + chunk), start);
+            }
+        }
+        if store.read_mode() == ReadMode::Map && backend.kv_keeps_mapped() {
+            for (kind, floor) in kinds {
+                self.map_pages(backend, store, sequence, kind, text, floor);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the last pages of a text be those in files, and gives their memory back.
+    fn map_pages(
+        &mut self,
+        backend: &B,
+        store: &mut store::Store,
+        sequence: &SequenceKv,
+        kind: PoolKind,
+        text: Text<'_>,
+        floor: usize,
+    ) {
+        let page = |number: usize| sequence.table(kind).page_of(number * PAGE_TOKENS);
+        let Some(pool) = self.pool(kind) else { return };
+        let in_memory =
+            |number: &usize| page(*number).is_some_and(|p| !pool.allocator.is_mapped(p));
+        let count = (floor..text.pages()).rev().take_while(in_memory).count();
+        let start = text.pages() - count;
+        let bytes = store.read(kind, text, floor, start..text.pages());
+        for (number, bytes) in (start..).zip(bytes) {
+            let (Some(page), true) = (page(number), bytes.is_mapped()) else { return };
+            let node = self.prefixes.pages(text.hash(number + 1));
+            let kept = node.is_some_and(|node| node.of(kind) == Some(page));
+            let Some(pool) = self.pool_mut(kind) else { return };
+            // What cannot be adopted stays as it is.
+            if pool.adopt(backend, &[page], vec![bytes]).is_ok() && kept {
+                let freed = pool.geometry.page_bytes(page.form());
+                self.prefix_bytes -= freed;
+            }
+        }
+    }
+}
+
+impl<B: Backend> Pool<B> {
+    /// Makes `bytes` the content of pages in use.
+    fn adopt(&mut self, backend: &B, pages: &[PageId], bytes: Vec<Bytes>) -> Result<()> {
+        self.reserve(backend)?;
+        for (&page, bytes) in pages.iter().zip(bytes) {
+            let mapped = bytes.is_mapped() && backend.kv_keeps_mapped();
+            backend.kv_adopt(&mut self.storage, page, bytes)?;
+            if mapped {
+                self.allocator.set_mapped(page);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SequenceKv {
+    fn table(&self, kind: PoolKind) -> &PageTable {
+        match kind {
+            PoolKind::Chunked => &self.chunked,
+            PoolKind::Global => &self.global,
+        }
+    }
+}
+
+/// Pages of the chunked layers in the tree, from page `first` on without a gap.
+fn chunked_in_tree(found: &[NodePages], first: usize) -> usize {
+    let rest = found.get(first..).unwrap_or_default();
+    rest.iter().take_while(|node| node.chunked.is_some()).count()
+}
+
+/// The pages of a sequence, for the store.
+struct Held<'a, B: Backend> {
+    backend: &'a B,
+    cache: &'a KvCache<B>,
+    sequence: &'a SequenceKv,
+}
+
+impl<B: Backend> Pages for Held<'_, B> {
+    fn read(&self, kind: PoolKind, page: usize) -> Result<Cow<'_, [u8]>> {
+        let id = self.sequence.table(kind).page_of(page * PAGE_TOKENS);
+        match self.cache.pool(kind).as_ref().zip(id) {
+            Some((pool, id)) => self.backend.kv_read(&pool.storage, id),
+            None => Err(Error::shape(
+                "store pages",
+                "pages that the sequence still has",
+                format!("page {page} of the {} layers", kind.as_str()),
+            )),
+        }
+    }
+}
