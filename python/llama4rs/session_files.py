@@ -96,11 +96,11 @@ class SessionFiles:
 
     Args:
         folder: Where they are; need not exist.
-        model: Says which model's tokens these are: see `Session`.
+        model: Says which model's tokens these are; None for any, to list and delete.
         hidden_size: Width of an image feature.
     """
 
-    def __init__(self, folder: Path, model: str, hidden_size: int) -> None:
+    def __init__(self, folder: Path, model: str | None = None, hidden_size: int = 1) -> None:
         self._folder = folder
         self._images = folder / "images"
         self._model = model
@@ -190,7 +190,8 @@ class SessionFiles:
             for digest in set(head["images"]):
                 image = self._images / digest
                 size += image.stat().st_size if image.exists() else 0
-            problem = None if head["model"] == self._model else "made with another model"
+            known = self._model in (None, head["model"])
+            problem = None if known else "made with another model"
             found.append(SessionInfo(name, head["tokens"], size, saved, problem))
         return sorted(found, key=lambda info: -info.saved)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import chat, demo, generate, models, plan, synth
+from . import chat, demo, generate, kv, models, plan, synth
 
 __all__ = ["app"]
 
@@ -50,3 +50,4 @@ app.command("verify")(models.verify)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
 app.command("synth")(synth.synth)
+app.add_typer(kv.app, name="kv")

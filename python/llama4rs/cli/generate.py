@@ -16,6 +16,7 @@ from .options import (
     Image,
     Json,
     KvCache,
+    KvDir,
     KvMemory,
     LocalFilesOnly,
     MaxContext,
@@ -68,6 +69,7 @@ def generate(
     max_context: MaxContext = None,
     kv_cache: KvCache = None,
     kv_memory: KvMemory = None,
+    kv_dir: KvDir = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
     json: Json = False,
@@ -97,6 +99,7 @@ def generate(
         max_context=max_context,
         kv_cache=kv_cache,
         kv_memory=kv_memory,
+        kv_dir=kv_dir,
         revision=revision,
         local_files_only=local_files_only,
     )

@@ -52,6 +52,9 @@ KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Keys and values: 
 KvMemory = Annotated[
     str | None, _model(metavar="BYTES", help="Most memory for keys and values, such as 8GB.")
 ]
+KvDir = Annotated[
+    str | None, _model(metavar="DIR", help="Keep keys and values in DIR, for later runs, too.")
+]
 Revision = Annotated[
     str | None, _model(metavar="NAME", help="Branch, tag or commit of a model on the hub.")
 ]

@@ -25,16 +25,17 @@ _LEAST = 64 << 20
 _TILES = 2
 
 
-def parse_bytes(name: str, value: int | str) -> int:
+def parse_bytes(name: str, value: int | str, *, least: int = 1) -> int:
     """A number of bytes: ``8_000_000_000``, ``"8GB"``, ``"512 MB"`` (10^9, 10^6) or ``"8GiB"``
     (2^30).
 
     Args:
         name: Of the option, for the error.
         value: What was given.
+        least: The smallest number that makes sense.
 
     Raises:
-        RequestError: Something else, or nothing.
+        RequestError: Something else, or less.
 
     Example:
         >>> parse_bytes("kv_memory", "8GB"), parse_bytes("kv_memory", "1.5 GiB")
@@ -51,7 +52,7 @@ def parse_bytes(name: str, value: int | str) -> int:
         if match is None or (match[3] and not match[2]):
             raise wrong
         size = int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]])
-    if size < 1:
+    if size < least:
         raise wrong
     return size
 
