@@ -315,7 +315,6 @@ def test_every_kind_of_source_is_the_same_picture(fresh: Llama4, tmp_path: Path)
         {"type": "image", "path": str(file)},
         {"type": "image", "url": data_url(pixels)},
         {"type": "image_url", "image_url": {"url": data_url(pixels), "detail": "high"}},
-        {"type": "image_url", "image_url": {"url": str(file)}},
         {"type": "image_url", "image_url": data_url(pixels)},
     ]
     for source in sources:
@@ -323,6 +322,18 @@ def test_every_kind_of_source_is_the_same_picture(fresh: Llama4, tmp_path: Path)
     fresh.chat([{"role": "user", "content": parts}], **GREEDY)
     assert (fresh.image_cache.misses, len(fresh.image_cache)) == (1, 1)
     assert fresh.image_cache.hits == len(sources) - 1 + len(parts)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "FILE://", "ftp://", "./", " data:,"])
+def test_an_image_url_never_names_a_file(llm: Llama4, tmp_path: Path, scheme: str) -> None:
+    file = tmp_path / "cat.png"
+    file.write_bytes(png(grey(9)))
+    for url in (f"{scheme}{file}", file):
+        for part in ({"url": url}, url):
+            messages = [{"role": "user", "content": [{"type": "image_url", "image_url": part}]}]
+            with pytest.raises(ImageError, match="an image_url takes a data or http"):
+                llm.chat(messages)
+    assert llm.chat([{"role": "user", "content": [image_part(file)]}], **GREEDY).token_ids
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 import llama4rs
 from conftest import MakeCheckpoint
-from llama4rs.chat import ChatTemplate
+from llama4rs.chat_template import ChatTemplate
 from llama4rs.demo import draw_picture
 from llama4rs.errors import (
     ChatTemplateError,

@@ -722,7 +722,7 @@ class TestFolder:
 
 def test_import_is_light() -> None:
     """The libraries behind are loaded when they are first needed."""
-    modules = "llama4rs.tokenizer, llama4rs.chat, llama4rs.tool_calls"
+    modules = "llama4rs.tokenizer, llama4rs.chat_template, llama4rs.tool_calls"
     code = (
         f"import {modules}, sys; print([m for m in sys.modules if m in ('tokenizers', 'jinja2')])"
     )

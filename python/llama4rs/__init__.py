@@ -13,7 +13,7 @@ directory that opens at once, `verify` checks it, `plan` says what a model needs
 
 from __future__ import annotations
 
-from .chat import ChatTemplate
+from .chat_template import ChatTemplate
 from .config import Config
 from .default_model import astream, chat, default_model, generate, stream
 from .errors import (

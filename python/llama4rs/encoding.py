@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from .chat import ChatTemplate
+    from .chat_template import ChatTemplate
     from .images import ImageSource
     from .tokenizer import Tokenizer
     from .vision import PromptImages
@@ -69,7 +69,7 @@ class PromptEncoder:
     def chat_template(self) -> ChatTemplate:
         """The format of conversations: the one given, the checkpoint's own, or the built-in one."""
         if self._chat_template is None:
-            from .chat import ChatTemplate
+            from .chat_template import ChatTemplate
 
             self._chat_template = ChatTemplate.from_tokenizer(self.tokenizer)
         return self._chat_template
@@ -92,7 +92,7 @@ class PromptEncoder:
             raise RequestError("a batch in a batch" if prompt else "a prompt is empty")
         sources: Sequence[Any] = image_list(images)
         if is_conversation(prompt):
-            from .chat import image_parts
+            from .chat_template import image_parts
 
             if images is not None:
                 raise TypeError("the images of a conversation belong into its messages")

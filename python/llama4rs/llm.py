@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Unpack
 
-    from .chat import ChatTemplate
+    from .chat_template import ChatTemplate
     from .encoding import EncodedPrompt, Tools
     from .images import ImagePlan, ImageSource
     from .outputs import Output

@@ -12,7 +12,7 @@ from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from ._llama4rs import Engine
-    from .chat import ChatTemplate
+    from .chat_template import ChatTemplate
     from .tokenizer import Tokenizer
 
 __all__ = [
@@ -72,7 +72,7 @@ def open_chat_template(
 ) -> ChatTemplate | None:
     """The chat template given, read from a file if it is a path."""
     if isinstance(given, (str, os.PathLike)):
-        from .chat import ChatTemplate
+        from .chat_template import ChatTemplate
 
         return ChatTemplate.from_file(given)
     return given

@@ -304,7 +304,7 @@ class Session:
     ) -> _Addition:
         """Messages in the chat format, without what is there already; with `answer`, up to where
         the assistant's message begins."""
-        from .chat import image_parts, normalize_messages
+        from .chat_template import image_parts, normalize_messages
         from .vision import part_source
 
         before, encoder = self._state.messages, self._llm._encoder

@@ -9,7 +9,7 @@ Two file formats are read:
 
 The rule that everything else here follows: **text is text**. A user who types ``<|eot|>`` gets the
 ordinary tokens of those seven characters. Only ``parse_special=True``, or the chat template's own
-output (see :mod:`llama4rs.chat`), turns such a string into a control token.
+output (see :mod:`llama4rs.chat_template`), turns such a string into a control token.
 """
 
 from __future__ import annotations

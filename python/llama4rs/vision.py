@@ -36,6 +36,7 @@ __all__ = [
 DEFAULT_CACHE_BYTES = 256 << 20
 
 _NETWORK_URL = re.compile(r"https?://", re.IGNORECASE)
+_URL = re.compile(r"data:|https?://", re.IGNORECASE)
 
 
 class ImageCache:
@@ -370,17 +371,23 @@ def part_source(part: Mapping[str, Any]) -> Any:
     """The image in a part of a message.
 
     Accepted are ``{"type": "image", "image": source}``, with ``path`` or ``url`` in place of
-    ``image``, and ``{"type": "image_url", "image_url": {"url": source}}``.
+    ``image``, and ``{"type": "image_url", "image_url": {"url": source}}``. The latter is what
+    servers pass on from strangers, so it never names a file.
 
     Raises:
-        ImageError: The part has no image.
+        ImageError: The part has no image, or its ``image_url`` is no ``data`` or ``http(s)`` URL.
 
-    >>> part_source({"type": "image_url", "image_url": {"url": "cat.png"}})
-    'cat.png'
+    >>> part_source({"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}})
+    'data:image/png;base64,iVBO'
     """
     if part["type"] == "image_url":
         source = part.get("image_url")
         source = source.get("url") if isinstance(source, Mapping) else source
+        if isinstance(source, os.PathLike) or (isinstance(source, str) and not _URL.match(source)):
+            raise ImageError(
+                f"an image_url takes a data or http(s) URL, not {str(source)[:100]!r}\n"
+                'hint: for a file of yours write {"type": "image", "image": path}'
+            )
     else:
         given = (part[key] for key in ("image", "path", "url") if part.get(key) is not None)
         source = next(given, None)

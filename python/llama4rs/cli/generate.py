@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..chat import IMAGE_TOKEN
+from ..chat_template import IMAGE_TOKEN
 from ..errors import RequestError
 from .options import (
     MODEL_HELP,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama4rs.chat import IMAGE_TOKEN, ChatTemplate, image_parts, normalize_messages
+from llama4rs.chat_template import IMAGE_TOKEN, ChatTemplate, image_parts, normalize_messages
 from llama4rs.errors import ChatTemplateError
 from llama4rs.tokenizer import Tokenizer
 from test_tokenizer import LANGUAGES, SPECIALS, saved, small_backend
