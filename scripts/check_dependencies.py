@@ -15,6 +15,7 @@ ALLOWED = {
     "tensor": set(),
     "checkpoint": {"tensor"},
     "cpu": {"tensor"},
+    "cuda-sim": set(),
     "kv-cache": {"tensor"},
     "model": {"tensor", "checkpoint", "kv-cache"},
     "engine": {"tensor", "kv-cache", "model"},
