@@ -83,6 +83,13 @@ entry_points! {
         unsafe { put(version, DRIVER_VERSION) }
     }
 
+    /// Private tables of functions: none. NVRTC asks, and falls over if it cannot ask.
+    fn cuGetExportTable(table: *mut *const c_void, _id: *const c_void) {
+        // SAFETY: as above.
+        unsafe { put(table, std::ptr::null())? };
+        Err(code::NOT_FOUND)
+    }
+
     /// Number of devices: one.
     fn cuDeviceGetCount(count: *mut c_int) {
         driver()?;
