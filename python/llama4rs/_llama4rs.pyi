@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, final
 
 import numpy as np
@@ -38,8 +39,11 @@ def cpu_features() -> dict[str, Any]:
     """What the CPU backend found:
     `{"instruction_set": "avx512", "available": [...], "threads": 4}`."""
 
-def read_bandwidth(bytes: int, threads: int, rounds: int = 5) -> list[float]:
-    """Bytes per second that `threads` threads read from `bytes` bytes of memory, once per round."""
+def read_bandwidth(
+    bytes: int, threads: int, rounds: int = 5, *, path: str | PathLike[str] | None = None
+) -> list[float]:
+    """Bytes per second that `threads` threads read from `bytes` bytes of memory (in large pages
+    where the system has them), or from at most as many of a mapped file, once per round."""
 
 def multiply_add_peak(threads: int, rounds: int = 5) -> list[float]:
     """Single-precision operations per second of multiply-adds (two each), once per round."""

@@ -1,6 +1,6 @@
 //! The device: instructions, threads and working memory.
 
-use llama4rs_tensor::{Error, Result};
+use llama4rs_tensor::Result;
 
 use crate::kernels::attend_all;
 use crate::kernels::attention::AttentionScratch;
@@ -32,11 +32,7 @@ impl Cpu {
 
     /// A CPU with given instructions, for tests and comparisons.
     pub fn with_instruction_set(threads: usize, set: InstructionSet) -> Result<Self> {
-        let dispatch = Dispatch::new(set).ok_or_else(|| {
-            let available: Vec<_> =
-                InstructionSet::available().iter().map(ToString::to_string).collect();
-            Error::shape("instruction set", available.join(" or "), set)
-        })?;
+        let dispatch = Dispatch::checked(set)?;
         Ok(Self {
             set,
             dispatch,

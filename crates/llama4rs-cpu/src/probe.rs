@@ -6,7 +6,6 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use llama4rs_tensor::{Error, Result};
-use memmap2::MmapMut;
 
 use crate::simd::{Dispatch, IntegerKernel, Integers, Kernel, Simd, LANES};
 use crate::InstructionSet;
@@ -21,39 +20,33 @@ const CHAINS: usize = 10;
 const STEPS: usize = 4_000_000;
 
 /// Bytes per second that `threads` threads read together, once per round, from
-/// `bytes` bytes of memory that each reads its own part of.
+/// `memory`, of which each reads its own part.
 ///
-/// The memory is in large pages where the system has them.
-pub fn read_bandwidth(bytes: usize, threads: usize, rounds: usize) -> Result<Vec<f64>> {
+/// What it is made of decides: large pages are read up to half as fast again.
+pub fn read_bandwidth(memory: &[u8], threads: usize, rounds: usize) -> Result<Vec<f64>> {
     check_threads(threads)?;
-    let part = bytes / threads / (RUN * 4 * STREAMS) * RUN * STREAMS;
-    if part == 0 {
-        return Err(Error::shape("read_bandwidth", "some bytes for every thread", bytes));
-    }
-    let size = part * threads * size_of::<f32>();
-    let out_of_memory = |_| Error::OutOfMemory { what: "the probe's memory", bytes: size };
-    let mut memory = MmapMut::map_anon(size).map_err(out_of_memory)?;
-    #[cfg(target_os = "linux")]
-    // Small pages serve, too, only more slowly.
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    memory.fill(1);
-    // SAFETY: page-aligned bytes, all written; any bits are a float.
+    // SAFETY: any bits are a float.
     let (_, floats, _) = unsafe { memory.align_to::<f32>() };
-    let dispatch = detected();
+    let part = floats.len() / threads / (RUN * STREAMS) * RUN * STREAMS;
+    if part == 0 {
+        return Err(Error::shape("read_bandwidth", "some bytes for every thread", memory.len()));
+    }
+    let dispatch = Dispatch::checked(InstructionSet::detect())?;
     let seconds = in_threads(threads, rounds, |thread| {
         let floats = &floats[thread * part..(thread + 1) * part];
         move || {
             black_box(dispatch.run(ReadAll { floats }));
         }
     });
+    let size = part * threads * size_of::<f32>();
     Ok(seconds.into_iter().map(|seconds| size as f64 / seconds).collect())
 }
 
 /// Single-precision operations per second that `threads` threads reach together
 /// with multiply-adds (two operations each) that never leave the registers.
-pub fn multiply_add_peak(threads: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn multiply_add_peak(set: InstructionSet, threads: usize, rounds: usize) -> Result<Vec<f64>> {
     check_threads(threads)?;
-    let dispatch = detected();
+    let dispatch = Dispatch::checked(set)?;
     let seconds = in_threads(threads, rounds, |_| {
         move || {
             black_box(dispatch.run(MultiplyAdd { steps: black_box(STEPS) }));
@@ -65,9 +58,9 @@ pub fn multiply_add_peak(threads: usize, rounds: usize) -> Result<Vec<f64>> {
 
 /// Integer operations per second that `threads` threads reach together with dot
 /// products of bytes (two operations for each product) out of registers.
-pub fn integer_dot_peak(threads: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn integer_dot_peak(set: InstructionSet, threads: usize, rounds: usize) -> Result<Vec<f64>> {
     check_threads(threads)?;
-    let dispatch = detected();
+    let dispatch = Dispatch::checked(set)?;
     let seconds = in_threads(threads, rounds, |_| {
         move || dispatch.run_integers(IntegerDot { steps: black_box(STEPS) })
     });
@@ -80,10 +73,6 @@ fn check_threads(threads: usize) -> Result<()> {
         0 => Err(Error::shape("threads", "at least one thread", 0)),
         _ => Ok(()),
     }
-}
-
-fn detected() -> Dispatch {
-    Dispatch::new(InstructionSet::detect()).expect("the detected set is there")
 }
 
 /// Seconds of each round, which all threads begin together: from the first start
@@ -202,9 +191,9 @@ mod tests {
     fn probes_measure_something() {
         for threads in [1, 3] {
             for rates in [
-                read_bandwidth(10 << 20, threads, 2).unwrap(),
-                multiply_add_peak(threads, 2).unwrap(),
-                integer_dot_peak(threads, 2).unwrap(),
+                read_bandwidth(&vec![1; 10 << 20], threads, 2).unwrap(),
+                multiply_add_peak(InstructionSet::detect(), threads, 2).unwrap(),
+                integer_dot_peak(InstructionSet::detect(), threads, 2).unwrap(),
             ] {
                 assert_eq!(rates.len(), 2);
                 assert!(rates.iter().all(|&rate| rate.is_finite() && rate > 1e6), "{rates:?}");
@@ -214,10 +203,11 @@ mod tests {
 
     #[test]
     fn impossible_probes_are_errors() {
-        assert!(read_bandwidth(1 << 20, 0, 1).is_err());
-        assert!(read_bandwidth(100, 1, 1).is_err());
-        assert!(multiply_add_peak(0, 1).is_err());
-        assert!(integer_dot_peak(0, 1).is_err());
+        let set = InstructionSet::detect();
+        assert!(read_bandwidth(&[1; 1 << 16], 0, 1).is_err());
+        assert!(read_bandwidth(&[1; 100], 1, 1).is_err());
+        assert!(multiply_add_peak(set, 0, 1).is_err());
+        assert!(integer_dot_peak(set, 0, 1).is_err());
     }
 
     #[test]

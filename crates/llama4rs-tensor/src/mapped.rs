@@ -5,6 +5,10 @@
 //! a temporary name and renamed, so a path never changes its bytes in place. A
 //! foreign process that truncates the file breaks the contract; the system then
 //! ends us with SIGBUS, as for every engine that maps weights.
+//!
+//! On Linux a map asks for large pages: a core reads them up to half as fast again.
+//! File systems that keep large folios (ext4 since 6.16, XFS, Btrfs) then read a cold
+//! file into them; what the page cache already holds in small pages stays there.
 
 use std::fs::File;
 use std::ops::Deref;
@@ -33,6 +37,9 @@ impl MappedFile {
         // SAFETY: the map is read-only and private to this type; see the module
         // contract for why the bytes do not change below us.
         let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, e))?;
+        #[cfg(target_os = "linux")]
+        // Where this is refused, small pages serve, too.
+        let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self { path: Arc::new(path.to_owned()), map: Arc::new(map) })
     }
 

@@ -15,15 +15,15 @@
 //! operations; with some rows in between both are shown.
 
 mod data;
-mod limits;
 
 use std::time::Instant;
 
 use data::{check, random_matrix, random_values};
-use limits::Limits;
-use llama4rs_cpu::{Arithmetic, Cpu, InstructionSet};
+use llama4rs_cpu::{
+    integer_dot_peak, multiply_add_peak, read_bandwidth, Arithmetic, Cpu, InstructionSet,
+};
 use llama4rs_tensor::{
-    Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Slot,
+    AlignedBytes, Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Slot,
     WeightFormat,
 };
 
@@ -31,6 +31,9 @@ const OUTPUTS: usize = 8192;
 const INPUTS: usize = 5120;
 /// Bytes of weights in a stack, at least: many times the caches.
 const STACK_BYTES: usize = 170 << 20;
+
+/// Rounds of a probe, of which the best counts.
+const ROUNDS: usize = 5;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -95,6 +98,17 @@ struct Bench {
     set: InstructionSet,
 }
 
+/// What the machine can do.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// GB/s read from memory in large pages, where the weights are, too.
+    reads: f64,
+    /// GFLOP/s of single-precision multiply-adds.
+    floats: f64,
+    /// GOP/s of integer dot products.
+    integers: f64,
+}
+
 /// What a call reads and computes.
 struct Work {
     bytes: f64,
@@ -105,11 +119,21 @@ struct Work {
 
 impl Bench {
     fn limits(&self) -> Limits {
-        let limits = Limits::measure(self.cpu.num_threads(), self.set);
-        let Limits { reads, large_reads, floats, integers } = limits;
+        let threads = self.cpu.num_threads();
+        let mut memory = AlignedBytes::zeroed(threads << 27).expect("memory");
+        memory.fill(1);
+        let best = |rates: llama4rs_tensor::Result<Vec<f64>>| {
+            rates.expect("a probe").into_iter().fold(0.0, f64::max) / 1e9
+        };
+        let limits = Limits {
+            reads: best(read_bandwidth(&memory, threads, ROUNDS)),
+            floats: best(multiply_add_peak(self.set, threads, ROUNDS)),
+            integers: best(integer_dot_peak(self.set, threads, ROUNDS)),
+        };
+        let Limits { reads, floats, integers } = limits;
         println!(
-            "  limits now: reads {reads:.1} GB/s ({large_reads:.1} in large pages), \
-             single precision {floats:.0} GFLOP/s, integers {integers:.0} GOP/s"
+            "  limits now: reads {reads:.1} GB/s, single precision {floats:.0} GFLOP/s, \
+             integers {integers:.0} GOP/s"
         );
         limits
     }

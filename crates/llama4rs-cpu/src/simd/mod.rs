@@ -18,6 +18,8 @@ mod avx512;
 
 pub use integers::{IntegerKernel, Integers, Words};
 
+use llama4rs_tensor::{Error, Result};
+
 use crate::InstructionSet;
 use scalar::Scalar;
 
@@ -173,6 +175,15 @@ impl Dispatch {
             #[cfg(not(target_arch = "x86_64"))]
             _ => None,
         }
+    }
+
+    /// The same; an error says which sets there are.
+    pub fn checked(set: InstructionSet) -> Result<Self> {
+        Self::new(set).ok_or_else(|| {
+            let available: Vec<_> =
+                InstructionSet::available().iter().map(ToString::to_string).collect();
+            Error::shape("instruction set", available.join(" or "), set)
+        })
     }
 
     /// Runs `kernel` with the chosen instructions.
