@@ -179,7 +179,9 @@ impl IntegerKernel for GateUp<'_> {
     fn run<I: Integers>(self, integers: I) {
         let Self { gate, up, gate_rows, up_rows, panels, tiles, hidden } = self;
         let (mut gates, mut ups) = ([0.0; MAX_OUTPUTS], [0.0; MAX_OUTPUTS]);
+        let simd = integers.simd();
         let unit = panels_of_a_group(hidden.form());
+        let mut row = [0.0; MAX_GROUP];
         for &tile in tiles {
             let most = panels_at_once(tile.rows) / unit * unit;
             for start in panels.clone().step_by(most) {
@@ -187,18 +189,20 @@ impl IntegerKernel for GateUp<'_> {
                 multiply(integers, &gate, step.clone(), gate_rows, tile, &mut gates);
                 multiply(integers, &up, step.clone(), up_rows, tile, &mut ups);
                 let size = tile.rows * LANES;
-                activate(integers.simd(), &mut gates[..step.len() * size], &ups);
+                activate(simd, &mut gates[..step.len() * size], &ups);
                 for (i, gates) in gates[..step.len() * size].chunks(unit * size).enumerate() {
                     let from = (start + i * unit) * LANES;
                     let end = gate.rows.min(from + unit * LANES);
                     for r in 0..tile.rows {
-                        let mut x = [0.0; MAX_GROUP];
-                        for (x, gates) in x.chunks_exact_mut(LANES).zip(gates.chunks_exact(size)) {
-                            x.copy_from_slice(&gates[r * LANES..][..LANES]);
+                        for (x, gates) in row.chunks_exact_mut(LANES).zip(gates.chunks_exact(size))
+                        {
+                            let gates = &gates[r * LANES..][..LANES];
+                            // SAFETY: both have 16 floats.
+                            unsafe { simd.store(simd.load(gates.as_ptr()), x.as_mut_ptr()) };
                         }
-                        let x = &x[..end - from];
+                        let x = &row[..end - from];
                         // SAFETY: no other task has these panels and this tile.
-                        unsafe { hidden.write(integers.simd(), tile, r, from, x, 1.0) };
+                        unsafe { hidden.write(simd, tile, r, from, x, 1.0) };
                     }
                 }
             }

@@ -123,8 +123,8 @@ struct IntegerTile<'a, C: IntegerCodes, const R: usize, const P: usize> {
 
 /// Bytes ahead of their use that lines of weights are asked into the first cache.
 const NEAR: usize = 256;
-/// The same for the second cache.
-const FAR: usize = 1024;
+/// The same for the second cache, shared among the panels.
+const FAR: usize = 4096;
 
 impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerTile<'_, C, R, P> {
     #[inline(always)]
@@ -150,7 +150,7 @@ impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerT
                 // SAFETY: a panel holds `code_bytes` of lines, and `at` is below that.
                 let mut line = [unsafe { simd.line(panels[0].as_ptr().add(at)) }; P];
                 for p in 0..P {
-                    simd.prefetch_far(panels[p].as_ptr().wrapping_add(at + FAR));
+                    simd.prefetch_far(panels[p].as_ptr().wrapping_add(at + FAR / P));
                     simd.prefetch(panels[p].as_ptr().wrapping_add(at + NEAR));
                     // SAFETY: as above.
                     line[p] = unsafe { simd.line(panels[p].as_ptr().add(at)) };

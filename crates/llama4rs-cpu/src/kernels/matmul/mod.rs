@@ -62,7 +62,7 @@ use tile::multiply_floats;
 pub use tiles::{add_tiles, Tile};
 
 use crate::parallel::{Shared, Threads};
-use crate::simd::{Dispatch, IntegerKernel, Integers, LANES};
+use crate::simd::{Dispatch, IntegerKernel, Integers, Simd, LANES};
 use crate::{Arithmetic, Tensor};
 
 /// Working memory of [`matmul`].
@@ -225,6 +225,7 @@ impl IntegerKernel for MatmulTask<'_> {
     #[inline(always)]
     fn run<I: Integers>(self, integers: I) {
         let Self { matrix, panels, rows, tiles, out } = self;
+        let simd = integers.simd();
         let mut buffer = [0.0; MAX_OUTPUTS];
         for &tile in tiles {
             let most = panels_at_once(tile.rows);
@@ -236,8 +237,13 @@ impl IntegerKernel for MatmulTask<'_> {
                     for (r, values) in values.chunks_exact(LANES).enumerate() {
                         let row = (tile.first + r) * matrix.rows;
                         // SAFETY: no other task has this panel and this tile.
-                        unsafe { out.part(row + outputs.start..row + outputs.end) }
-                            .copy_from_slice(&values[..outputs.len()]);
+                        let out = unsafe { out.part(row + outputs.start..row + outputs.end) };
+                        if out.len() == LANES {
+                            // SAFETY: both have 16 floats.
+                            unsafe { simd.store(simd.load(values.as_ptr()), out.as_mut_ptr()) };
+                        } else {
+                            out.copy_from_slice(&values[..out.len()]);
+                        }
                     }
                 }
             }
