@@ -125,6 +125,8 @@ struct IntegerTile<'a, C: IntegerCodes, const R: usize, const P: usize> {
 const NEAR: usize = 256;
 /// The same for the second cache, shared among the panels.
 const FAR: usize = 4096;
+/// The same for scales.
+const SCALES: usize = 128;
 
 impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerTile<'_, C, R, P> {
     #[inline(always)]
@@ -133,6 +135,14 @@ impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerT
         let simd = integers.simd();
         let lines = group / (4 * C::WORDS);
         let code_bytes = groups * lines * 64;
+        let scale_bytes = groups * LANES * 2;
+        // The next brick begins with the next panel, behind the scales of this one.
+        let beyond = |at: usize| if at < code_bytes { at } else { at + scale_bytes };
+        for p in 0..P {
+            for ahead in (0..SCALES).step_by(64) {
+                simd.prefetch_far(panels[p].as_ptr().wrapping_add(code_bytes + ahead));
+            }
+        }
         let mut total = [[simd.splat(0.0); R]; P];
         let mut x = x.as_ptr();
         let mut at = 0;
@@ -149,9 +159,10 @@ impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerT
             for _ in 0..lines {
                 // SAFETY: a panel holds `code_bytes` of lines, and `at` is below that.
                 let mut line = [unsafe { simd.line(panels[0].as_ptr().add(at)) }; P];
+                let (near, far) = (beyond(at + NEAR), beyond(at + FAR / P));
                 for p in 0..P {
-                    simd.prefetch_far(panels[p].as_ptr().wrapping_add(at + FAR / P));
-                    simd.prefetch(panels[p].as_ptr().wrapping_add(at + NEAR));
+                    simd.prefetch_far(panels[p].as_ptr().wrapping_add(far));
+                    simd.prefetch(panels[p].as_ptr().wrapping_add(near));
                     // SAFETY: as above.
                     line[p] = unsafe { simd.line(panels[p].as_ptr().add(at)) };
                 }
@@ -172,9 +183,10 @@ impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerT
                 }
             }
             for p in 0..P {
+                let scale = panels[p].as_ptr().wrapping_add(code_bytes + g * LANES * 2);
+                simd.prefetch_far(scale.wrapping_add(SCALES));
                 // SAFETY: the scales, 32 bytes per group, follow the lines.
-                let scale =
-                    unsafe { simd.load_bf16(panels[p].as_ptr().add(code_bytes + g * LANES * 2)) };
+                let scale = unsafe { simd.load_bf16(scale) };
                 for r in 0..R {
                     // SAFETY: as above.
                     let x_scale = simd.splat(f32::from_bits(unsafe { *x.add(r) }));
