@@ -57,11 +57,17 @@ BENCH := target/bench
 BENCH_BIN := $(BENCH)/venv/bin
 BENCH_MODEL := $(BENCH)/$(SHAPE)
 BENCH_REPORT := $(BENCH)/report.json
+, := ,
 
-bench: build ## speed beside this machine's limits (SHAPE=edge THREADS=n)
-	cargo run --release --quiet -p llama4rs-cpu --example kernel_speed $(THREADS)
+# A short look, or everything, which takes some ten minutes.
+FULL ?=
+BENCH_KERNELS := $(if $(FULL),,best fast int4/g64)
+BENCH_TESTS := $(if $(FULL),--depth 8000 --startup,--tests prefill-512$(,)decode$(,)decode-batch-8)
+
+bench: build ## speed beside this machine's limits (SHAPE=edge THREADS=n; FULL=1: all tests)
+	cargo run --release --quiet -p llama4rs-cpu --example kernel_speed $(THREADS) $(BENCH_KERNELS)
 	test -d $(BENCH_MODEL) || $(BIN)/llama4rs synth $(BENCH_MODEL) --shape $(SHAPE)
-	$(BIN)/python benches/end_to_end.py $(BENCH_MODEL) --threads $(THREADS)
+	$(BIN)/python benches/end_to_end.py $(BENCH_MODEL) --threads $(THREADS) $(BENCH_TESTS)
 
 bench-peers: build ## the same beside llama.cpp, built from source
 	test -d $(BENCH)/venv || $(PYTHON) -m venv $(BENCH)/venv
@@ -77,7 +83,7 @@ bench-peers: build ## the same beside llama.cpp, built from source
 	test -f $(BENCH_MODEL).gguf || \
 		$(BENCH_BIN)/python benches/random_gguf.py $(BENCH_MODEL) $(BENCH_MODEL).gguf
 	$(BENCH_BIN)/python benches/end_to_end.py $(BENCH_MODEL) $(BENCH_MODEL)-g32 \
-		--peer $(BENCH_MODEL).gguf --threads $(THREADS) --json $(BENCH_REPORT)
+		--peer $(BENCH_MODEL).gguf --threads $(THREADS) $(BENCH_TESTS) --json $(BENCH_REPORT)
 	$(BENCH_BIN)/python benches/plot.py $(BENCH_REPORT) $(BENCH)/report.svg
 
 oracle: ## make the reference answers again (downloads torch and transformers)

@@ -1,14 +1,16 @@
 """Prefill and decode speed of a model beside the limits of the machine, measured in the same run.
 
-    python benches/end_to_end.py MODEL... [--peer FILE.gguf] [--threads N] [--runs 5]
-                                 [--tests prefill-512,decode] [--json FILE] [--note TEXT]
+    python benches/end_to_end.py MODEL... [--peer FILE.gguf] [--threads N] [--cores 2,3] [--runs 5]
+                                 [--tests prefill-512,decode] [--depth 8000,32000] [--startup]
+                                 [--json FILE] [--note TEXT]
 
 MODEL is a directory made by `llama4rs synth`; several (other formats of the same shape) and the
-peer take turns. Every run measures the limits just before: what the threads read from memory, and
-their integer dot products, with which all of these engines compute. The limit of a decode step is
-the longer one of the times to read its weights, keys and values and to do its operations; that of a
-prompt is its operations, attention left out. Figures are medians with minimum and maximum; shares
-of the limit are computed run by run. --json adds to a list of reports, after each test.
+peer take turns. Every run measures the limits just before: what the threads read from memory in
+large pages, and their integer dot products, with which all of these engines compute. The limit of
+a decode step is the longer one of the times to read its weights, keys and values and to do its
+operations; that of a prompt is its operations, attention left out. Figures are medians with minimum
+and maximum; shares of the limit are computed run by run. --json adds to a list of reports, after
+each test. --depth adds decoding behind long prompts, --startup start and memory (`startup.py`).
 
 --cpu-time counts the processor time of one thread, and the limits are the best rounds of each run,
 the median of all runs: what others take of the processor does not count then, what they take of
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import startup
 from engines import Llama4rs, LlamaCpp, Measured
 
 import llama4rs
@@ -46,26 +50,35 @@ class Test:
     prompt: int
     steps: int = 0
     sequences: int = 1
-    repeated: bool = False
 
-    def tokens_per_second(self, engine: Measured, rng: np.random.Generator, vocab: int) -> float:
+    def begin(self, engine: Measured, runs: int) -> None:
+        """What comes before the runs: prompts of single sequences are read only once."""
+        if self.steps and self.sequences == 1:
+            rng = np.random.default_rng(self.prompt)
+            prompt = rng.integers(0, engine.config["vocab_size"], self.prompt)
+            engine.begin(prompt.tolist(), (runs + 1) * self.steps)
+
+    def tokens_per_second(self, engine: Measured, rng: np.random.Generator) -> float:
         """Runs the test once."""
-        seeded = np.random.default_rng(self.prompt) if self.repeated else rng
-        prompts = seeded.integers(0, vocab, (self.sequences, self.prompt)).tolist()
+        if self.steps and self.sequences == 1:
+            return self.steps / engine.decode(self.steps)
+        shape = (self.sequences, self.prompt)
+        prompts = rng.integers(0, engine.config["vocab_size"], shape).tolist()
         if not self.steps:
             return self.prompt / engine.prefill(prompts[0])
-        if self.sequences == 1:
-            return self.steps / engine.decode(prompts[0], self.steps)
         return self.sequences * self.steps / engine.decode_batch(prompts, self.steps)
 
-    def limit(
-        self, engine: Measured, config: dict[str, Any], bandwidth: float, peak: float
-    ) -> float:
+    def depth(self, runs: int) -> int:
+        """Tokens before a step, in the middle of the runs."""
+        single = self.sequences == 1
+        return self.prompt + self.steps * (runs + 2 if single else 1) // 2
+
+    def limit(self, engine: Measured, runs: int, bandwidth: float, peak: float) -> float:
         """Tokens per second that the machine allows."""
-        operations = peak / operations_per_token(config)
+        operations = peak / operations_per_token(engine.config)
         if not self.steps:
             return operations
-        reads = engine.bytes_per_step(self.sequences, self.prompt + self.steps // 2)
+        reads = engine.bytes_per_step(self.sequences, self.depth(runs))
         return min(self.sequences * bandwidth / reads, operations)
 
 
@@ -73,9 +86,14 @@ TESTS = (
     Test("prefill-512", 512),
     Test("prefill-2048", 2048),
     Test("decode", 32, steps=64),
-    Test("decode-8k", 8000, steps=32, repeated=True),
-    Test("decode-batch-8", 32, steps=32, sequences=8),
+    Test("decode-batch-8", 16, steps=32, sequences=8),
+    Test("decode-batch-32", 16, steps=16, sequences=32),
 )
+
+
+def depth_test(depth: int) -> Test:
+    """Decoding behind a long prompt."""
+    return Test(f"decode-depth-{depth}", depth, steps=32)
 
 
 def operations_per_token(config: dict[str, Any]) -> float:
@@ -105,18 +123,15 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def measure(
-    test: Test,
-    engines: Sequence[Measured],
-    config: dict[str, Any],
-    threads: int,
-    runs: int,
-    cpu_time: bool,
+    test: Test, engines: Sequence[Measured], threads: int, runs: int, cpu_time: bool
 ) -> list[dict[str, Any]]:
-    """Runs one test on all engines in turns."""
+    """Runs one test in turns on all engines that take its prompt."""
     rng = np.random.default_rng(0)
-    vocab = config["vocab_size"]
-    for engine in engines:  # page in the weights, grow the buffers, read long prompts once
-        test.tokens_per_second(engine, rng, vocab)
+    engines = [engine for engine in engines if test.prompt <= engine.longest_prompt]
+    for engine in engines:  # page in the weights, grow the buffers
+        print(f"{test.name}: {engine.name} gets ready   ", end="\r", flush=True)
+        test.begin(engine, runs)
+        test.tokens_per_second(engine, rng)
     rates: list[list[float]] = [[] for _ in engines]
     limits: list[list[tuple[float, float]]] = [[] for _ in engines]
     best_or_median = max if cpu_time else statistics.median
@@ -126,39 +141,70 @@ def measure(
             bandwidth = best_or_median(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS))
             peak = best_or_median(integer_dot_peak(threads, PROBE_ROUNDS))
             limits[i].append((bandwidth, peak))
-            rates[i].append(test.tokens_per_second(engine, rng, vocab))
+            rates[i].append(test.tokens_per_second(engine, rng))
     bandwidths, peaks = zip(*(limit for some in limits for limit in some), strict=True)
     if cpu_time:
         middle = (statistics.median(bandwidths), statistics.median(peaks))
         limits = [[middle] * runs for _ in engines]
-    shares = [
-        [
-            rate / test.limit(engine, config, *limit)
-            for rate, limit in zip(rates[i], limits[i], strict=True)
-        ]
-        for i, engine in enumerate(engines)
-    ]
+    results = []
+    for engine, rate, limit in zip(engines, rates, limits, strict=True):
+        engine.end()
+        shares = [r / test.limit(engine, runs, *at) for r, at in zip(rate, limit, strict=True)]
+        results.append(
+            {
+                "test": test.name,
+                "engine": engine.name,
+                "tokens_per_second": spread(rate),
+                "share_of_limit": spread(shares),
+                "bytes_per_step": engine.bytes_per_step(test.sequences, test.depth(runs)),
+                "read_bandwidth": spread(bandwidths),
+                "integer_dot_peak": spread(peaks),
+            }
+        )
+    return results
+
+
+def measure_startup(engines: Sequence[Measured], threads: int, runs: int) -> list[dict[str, Any]]:
+    """Start and memory of every engine in processes of their own, in turns."""
+    found: list[list[dict[str, float]]] = [[] for _ in engines]
+    config = engines[0].path
+    for run in range(runs):
+        for i, engine in enumerate(engines):
+            print(f"startup: run {run + 1} of {runs}, {engine.name}   ", end="\r", flush=True)
+            kind = engine.name.split()[0]
+            found[i].append(startup.measure(kind, engine.path, config, threads))
     return [
-        {
-            "test": test.name,
-            "engine": engine.name,
-            "tokens_per_second": spread(rate),
-            "share_of_limit": spread(share),
-            "bytes_per_step": engine.bytes_per_step(test.sequences, test.prompt + test.steps // 2),
-            "read_bandwidth": spread(bandwidths),
-            "integer_dot_peak": spread(peaks),
-        }
-        for engine, rate, share in zip(engines, rates, shares, strict=True)
+        {"engine": engine.name, **{name: spread([run[name] for run in some]) for name in some[0]}}
+        for engine, some in zip(engines, found, strict=True)
     ]
+
+
+def mapped_bandwidth(path: Path, threads: int) -> dict[str, Any]:
+    """What the threads read from the model's largest file as the page cache holds it."""
+    file = max(path.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    return spread(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS, path=file))
 
 
 def show(result: dict[str, Any]) -> None:
     """One line."""
     rate, share = result["tokens_per_second"], result["share_of_limit"]
     print(
-        f"{result['test']:15} {result['engine']:20} {rate['median']:7.1f} tokens/s "
+        f"{result['test']:18} {result['engine']:20} {rate['median']:7.1f} tokens/s "
         f"({rate['min']:.1f} to {rate['max']:.1f}), {share['median']:.0%} of the limit "
         f"({share['min']:.0%} to {share['max']:.0%})",
+        flush=True,
+    )
+
+
+def show_startup(result: dict[str, Any]) -> None:
+    """One line."""
+    seconds, idle = result["start_seconds"], result["idle_processors"]
+    sizes = {name: result[f"{name}_bytes"]["median"] / 1e6 for name in ("peak", "own", "file")}
+    print(
+        f"startup         {result['engine']:20} {seconds['median']:.2f} s "
+        f"({seconds['min']:.2f} to {seconds['max']:.2f}), memory {sizes['peak']:.0f} MB at most, "
+        f"of its own {sizes['own']:.0f} MB, of files {sizes['file']:.0f} MB; "
+        f"idle {idle['median']:.1%} of a processor",
         flush=True,
     )
 
@@ -169,33 +215,46 @@ def save(path: Path, earlier: list[dict[str, Any]], report: dict[str, Any]) -> N
     path.write_text(json.dumps([*earlier, report], indent=1) + "\n")
 
 
-def main() -> None:
-    """Runs the benchmark and prints a table."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    numbers = lambda text: [int(number) for number in text.split(",") if number]  # noqa: E731
+    names = [test.name for test in TESTS]
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--peer", type=Path, metavar="FILE.gguf")
     parser.add_argument("--threads", type=int, default=cpu_features()["threads"])
+    parser.add_argument("--cores", type=numbers, default=[], help="run on these, such as 2,3")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--tests", default=",".join(test.name for test in TESTS))
+    parser.add_argument("--tests", default=",".join(names), help="some of " + ", ".join(names))
+    parser.add_argument("--depth", type=numbers, default=[], help="tokens before decoding")
+    parser.add_argument("--startup", action="store_true", help="measure start and memory")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--cpu-time", action="store_true", help="for one thread on a busy machine")
     parser.add_argument("--note", default="", help="kept with the figures")
     arguments = parser.parse_args()
     if arguments.cpu_time and arguments.threads != 1:
         parser.error("--cpu-time measures one thread: add --threads 1")
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    wanted = arguments.tests.split(",")
-    tests = [test for test in TESTS if test.name in wanted]
-    if len(tests) != len(wanted):
-        parser.error(f"--tests takes some of {', '.join(test.name for test in TESTS)}")
+    wanted = [name for name in arguments.tests.split(",") if name]
+    if unknown := set(wanted) - set(names):
+        parser.error(f"--tests takes some of {', '.join(names)}, not {', '.join(unknown)}")
+    arguments.tests = [test for test in TESTS if test.name in wanted]
+    arguments.tests += [depth_test(depth) for depth in arguments.depth]
+    return arguments
 
-    context = max(test.sequences * (test.prompt + test.steps + 2) for test in tests)
-    threads = arguments.threads
+
+def main() -> None:
+    """Runs the benchmark and prints a table."""
+    arguments = parse_arguments()
+    if arguments.cores:
+        os.sched_setaffinity(0, arguments.cores)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    tests, threads, runs = arguments.tests, arguments.threads, arguments.runs
+    lengths = [test.sequences * (test.prompt + test.steps * (runs + 1) + 2) for test in tests]
+    context = max(lengths, default=startup.CONTEXT)
     engines: list[Measured] = [Llama4rs(path, threads, context, clock) for path in arguments.models]
-    config = engines[0].config
     versions = {"llama4rs": llama4rs.__version__}
     if arguments.peer:
-        peer = LlamaCpp(arguments.peer, config, threads, context, clock)
+        peer = LlamaCpp(arguments.peer, engines[0].config, threads, context, clock)
         versions["llama-cpp-python"] = peer.version
         engines.append(peer)
 
@@ -204,29 +263,43 @@ def main() -> None:
         "date": date.today().isoformat(),
         "model": arguments.models[0].name,
         "threads": threads,
-        "cores": cpu_features()["threads"],
+        "pinned_to": arguments.cores,
+        "cores": os.cpu_count(),
         "instruction_set": cpu_features()["instruction_set"],
         "system": platform.system(),
         "note": arguments.note,
         "clock": "processor time" if arguments.cpu_time else "wall time",
         "versions": versions,
-        "operations_per_prompt_token": operations_per_token(config),
+        "operations_per_prompt_token": operations_per_token(engines[0].config),
+        "mapped_read_bandwidth": {
+            engine.name: mapped_bandwidth(engine.path, threads)
+            for engine in engines[: len(arguments.models)]
+        },
         "results": results,
     }
     path = arguments.json
     earlier = json.loads(path.read_text()) if path and path.exists() else []
     for test in tests:
-        for result in measure(test, engines, config, threads, arguments.runs, arguments.cpu_time):
+        for result in measure(test, engines, threads, runs, arguments.cpu_time):
             show(result)
             results.append(result)
         if path:
             save(path, earlier, report)
+    if arguments.startup:
+        report["startup"] = measure_startup(engines, threads, runs)
+        for result in report["startup"]:
+            show_startup(result)
+        if path:
+            save(path, earlier, report)
     for name, unit in (("read_bandwidth", "GB/s"), ("integer_dot_peak", "GOP/s")):
         values = [value / 1e9 for result in results for value in result[name]["values"]]
-        print(
-            f"{name} of {threads} threads: {statistics.median(values):.1f} {unit} "
-            f"({min(values):.1f} to {max(values):.1f})"
-        )
+        if values:
+            print(
+                f"{name} of {threads} threads: {statistics.median(values):.1f} {unit} "
+                f"({min(values):.1f} to {max(values):.1f})"
+            )
+    for name, rates in report["mapped_read_bandwidth"].items():
+        print(f"the same from the mapped file of {name}: {rates['median'] / 1e9:.1f} GB/s")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The engines that are measured, behind one face.
 
-Each is asked for the same four things: read a prompt, go on from it token by token, do so far
-behind a long prompt, and do so for several sequences at once. Times are taken outside of the
-engines with one clock.
+Each is asked for the same things: read a prompt, go on from it token by token, and do so for
+several sequences at once. Times are taken outside of the engines with one clock.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llama4rs._llama4rs import Engine
+from llama4rs._llama4rs import Engine, Request
 
 Tokens = list[int]
 Clock = Callable[[], float]
@@ -27,12 +26,21 @@ class Measured(Protocol):
 
     name: str
     config: dict[str, Any]
+    path: Path
+    longest_prompt: int
+    """Tokens; tests with longer prompts leave the engine out."""
 
     def prefill(self, prompt: Tokens) -> float:
         """Seconds to read a prompt that was not seen before, up to the first new token."""
 
-    def decode(self, prompt: Tokens, count: int) -> float:
-        """Seconds of `count` further tokens. A prompt that is repeated may be remembered."""
+    def begin(self, prompt: Tokens, count: int) -> None:
+        """Reads a prompt, after which `decode` makes `count` tokens in all."""
+
+    def decode(self, count: int) -> float:
+        """Seconds of `count` further tokens."""
+
+    def end(self) -> None:
+        """Forgets what `begin` began."""
 
     def decode_batch(self, prompts: list[Tokens], count: int) -> float:
         """Seconds of `count` steps, each of which makes one token for every prompt."""
@@ -59,12 +67,13 @@ class Llama4rs:
 
     def __init__(self, path: Path, threads: int, context: int, clock: Clock) -> None:
         """Opens a packed model."""
-        self._clock = clock
+        self._clock, self.path, self.longest_prompt = clock, path, context
         self.engine = Engine(str(path), threads=threads, max_context=context)
         self.config: dict[str, Any] = json.loads(self.engine.config_json)
         self.name = f"llama4rs {self.engine.weights}"
         self._tensors = self.engine.summary()["tensors"]
         self._cache_bytes = self.engine.summary()["kv_bytes_per_token"]
+        self._request: Request | None = None
 
     def prefill(self, prompt: Tokens) -> float:
         """See `Measured`."""
@@ -74,14 +83,25 @@ class Llama4rs:
             pass
         return self._clock() - started
 
-    def decode(self, prompt: Tokens, count: int) -> float:
+    def begin(self, prompt: Tokens, count: int) -> None:
         """See `Measured`."""
-        request = self.engine.submit(prompt, max_tokens=count + 1)
-        times = []
-        while (event := request.next()) is not None:
-            if event.token_id is not None:
-                times.append(self._clock())
-        return times[-1] - times[0]
+        self._request = self.engine.submit(prompt, max_tokens=count + 1)
+        while (event := self._request.next()) is not None and event.token_id is None:
+            pass
+
+    def decode(self, count: int) -> float:
+        """See `Measured`."""
+        assert self._request is not None
+        started = self._clock()
+        for _ in range(count):
+            self._request.next()
+        return self._clock() - started
+
+    def end(self) -> None:
+        """See `Measured`."""
+        if self._request is not None:
+            self._request.cancel()
+            self._request = None
 
     def decode_batch(self, prompts: list[Tokens], count: int) -> float:
         """See `Measured`."""
@@ -111,6 +131,8 @@ class LlamaCpp:
     """llama.cpp through the package llama-cpp-python."""
 
     BATCH_TOKENS = 2048
+    # Longer ones take it many minutes.
+    longest_prompt = 8192
 
     def __init__(
         self, path: Path, config: dict[str, Any], threads: int, context: int, clock: Clock
@@ -118,7 +140,7 @@ class LlamaCpp:
         """Opens a GGUF file; `config` is that of the model which it was made after."""
         import llama_cpp
 
-        self._clock = clock
+        self._clock, self.path = clock, path
         self.core = llama_cpp
         self.config, self.context, self.threads = config, context, threads
         self.name = "llama.cpp Q4_0"
@@ -133,7 +155,6 @@ class LlamaCpp:
         self._sequences = 0
         self._state: Any = None
         self._memory: Any = None
-        self._remembered: Tokens = []
         self._rng = np.random.default_rng(1)
 
     def prefill(self, prompt: Tokens) -> float:
@@ -144,27 +165,34 @@ class LlamaCpp:
         self._read(prompt)
         return self._clock() - started
 
-    def decode(self, prompt: Tokens, count: int) -> float:
+    def begin(self, prompt: Tokens, count: int) -> None:
         """See `Measured`."""
         self._use_sequences(1)
-        if prompt != self._remembered:
-            self._forget()
-            self._read(prompt)
-            self._remembered = prompt
-        self.core.llama_memory_seq_rm(self._memory, 0, len(prompt), -1)
-        self._read(self._random_tokens(1))  # what the first decoded token follows
+        self._forget()
+        self._read([*prompt, *self._random_tokens(1)])
+
+    def decode(self, count: int) -> float:
+        """See `Measured`."""
         started = self._clock()
         for token in self._random_tokens(count):
             self._read([token])
         return self._clock() - started
 
+    def end(self) -> None:
+        """See `Measured`."""
+        self._forget()
+
     def decode_batch(self, prompts: list[Tokens], count: int) -> float:
         """See `Measured`."""
         self._use_sequences(len(prompts))
         self._forget()
-        for sequence, prompt in enumerate(prompts):
-            entries = [(token, at, sequence) for at, token in enumerate(prompt)]
-            self._step(entries)
+        self._step(
+            [
+                (token, at, sequence)
+                for sequence, prompt in enumerate(prompts)
+                for at, token in enumerate(prompt)
+            ]
+        )
         started = self._clock()
         for step in range(count):
             tokens = self._random_tokens(len(prompts))
@@ -205,11 +233,9 @@ class LlamaCpp:
             raise MemoryError("llama.cpp cannot make a context")
         self._sequences = sequences
         self._memory = self.core.llama_get_memory(self._state)
-        self._remembered = []
 
     def _forget(self) -> None:
         self.core.llama_memory_clear(self._memory, True)
-        self._remembered = []
 
     def _random_tokens(self, count: int) -> Tokens:
         tokens: Tokens = self._rng.integers(0, self.config["vocab_size"], count).tolist()

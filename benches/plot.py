@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-COLOURS = ("#6fb3c8", "#31688e", "#c9a227", "#b5651d")
+COLOURS = ("#6fb3c8", "#31688e", "#35b779", "#7a5195", "#c9a227", "#b5651d")
 WIDTH = 0.8
 
 
@@ -29,7 +29,7 @@ def draw(axes: Axes, results: list[dict[str, Any]], colours: dict[str, str], tit
         for number, result in enumerate(group):
             x = at + (number - (len(group) - 1) / 2) * width
             draw_bar(axes, x, width, result, colours[result["engine"]])
-    axes.set_xticks(range(len(tests)), tests)
+    axes.set_xticks(range(len(tests)), tests, fontsize=7)
     axes.set_title(title, fontsize=9)
     axes.set_ylabel("tokens/s")
     axes.spines[["top", "right"]].set_visible(False)
@@ -71,7 +71,7 @@ def main() -> None:
     engines.sort(key=lambda name: not name.startswith("llama4rs"))
     colours = {engine: COLOURS[i % len(COLOURS)] for i, engine in enumerate(engines)}
     figure, panels = plt.subplots(
-        len(rows), 2, figsize=(9, 2.9 * len(rows)), squeeze=False, width_ratios=(2, 3)
+        len(rows), 2, figsize=(11, 2.9 * len(rows)), squeeze=False, width_ratios=(2, 4)
     )
     for (title, results), row in zip(rows.items(), panels, strict=True):
         for axes, kind in zip(row, ("prefill", "decode"), strict=True):

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::simd::Dispatch;
+use crate::simd::Features;
 
 /// A set of vector instructions. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +22,7 @@ pub enum InstructionSet {
 
 impl InstructionSet {
     /// All sets, slowest first.
-    const ALL: [InstructionSet; 5] = [
+    pub(crate) const ALL: [InstructionSet; 5] = [
         InstructionSet::Scalar,
         InstructionSet::Avx2,
         InstructionSet::Avx2Vnni,
@@ -37,7 +37,12 @@ impl InstructionSet {
 
     /// The sets that this processor has, slowest first.
     pub fn available() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|&set| Dispatch::new(set).is_some()).collect()
+        Self::of(Features::detect())
+    }
+
+    /// The sets of a processor with these features, slowest first.
+    pub(crate) fn of(features: Features) -> Vec<Self> {
+        Self::ALL.into_iter().filter(|&set| features.have(set)).collect()
     }
 
     /// The set without its integer dot products.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p llama4rs-cpu --example kernel_speed [threads [set [arithmetic [format]]]]
+//! cargo run --release -p llama4rs-cpu --example kernel_speed 2 best fast int4/g64    (ten seconds)
 //! ```
 //!
 //! Measures, in the same run: what the threads read from memory and what they
@@ -9,7 +10,7 @@
 //! too large for the caches, from one row to a prompt, experts and attention, per
 //! instruction set and arithmetic. Results are first compared with plain
 //! arithmetic. `set`, `arithmetic` and `format` keep what has that name; `-` keeps
-//! everything.
+//! everything, and `best` is the set that would be chosen.
 //!
 //! A few rows are measured by the bytes of their weights, many by their
 //! operations; with some rows in between both are shown.
@@ -23,8 +24,8 @@ use llama4rs_cpu::{
     integer_dot_peak, multiply_add_peak, read_bandwidth, Arithmetic, Cpu, InstructionSet,
 };
 use llama4rs_tensor::{
-    AlignedBytes, Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Slot,
-    WeightFormat,
+    AlignedBytes, Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PackedMatrix, PageForm,
+    PageId, Slot, WeightFormat,
 };
 
 const OUTPUTS: usize = 8192;
@@ -41,10 +42,11 @@ fn main() {
     let wanted = |i: usize, name: &dyn ToString| {
         arguments.get(i).is_none_or(|wanted| wanted == "-" || *wanted == name.to_string())
     };
+    let chosen = |set| wanted(1, &set) || arguments[1] == "best" && set == InstructionSet::detect();
     println!("{threads} threads; matrices of {OUTPUTS} x {INPUTS}");
     for set in InstructionSet::available() {
         // Plain Rust is the reference: not made for speed.
-        if set == InstructionSet::Scalar || !wanted(1, &set) {
+        if set == InstructionSet::Scalar || !chosen(set) {
             continue;
         }
         for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
@@ -70,7 +72,7 @@ fn main() {
             if arithmetic == Arithmetic::Fast {
                 bench.vision("int8/g64".parse().expect("a format"));
             }
-            if arguments.len() < 3 {
+            if arguments.get(3).is_none_or(|format| format == "-") {
                 bench.attention();
                 bench.small_operations();
             }

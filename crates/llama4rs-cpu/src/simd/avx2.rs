@@ -2,19 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::{int4_shift, Kernel, Simd, LANES};
+use super::{int4_shift, Features, Kernel, Simd, LANES};
+use crate::InstructionSet;
 
-/// The token of AVX2 and FMA.
+/// The token of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2(());
 
 impl Avx2 {
-    /// The token, where the processor and the system know AVX2 and FMA.
+    /// The token, where the processor and the system know AVX2, FMA and F16C.
     pub fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        found.then_some(Self(()))
+        Features::detect().have(InstructionSet::Avx2).then_some(Self(()))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd, LANES};
+use super::{Features, Kernel, Simd, LANES};
+use crate::InstructionSet;
 
 /// The token of AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -11,13 +12,7 @@ pub struct Avx512(());
 impl Avx512 {
     /// The token, where the processor and the system know AVX-512.
     pub fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma");
-        found.then_some(Self(()))
+        Features::detect().have(InstructionSet::Avx512).then_some(Self(()))
     }
 }
 

@@ -8,6 +8,7 @@
 //! A value of a [`Simd`] type is a *token*: it exists only where the
 //! processor has the instructions, which is what makes its methods safe to call.
 
+mod features;
 mod integers;
 mod scalar;
 
@@ -16,6 +17,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+pub use features::Features;
 pub use integers::{IntegerKernel, Integers, Words};
 
 use llama4rs_tensor::{Error, Result};

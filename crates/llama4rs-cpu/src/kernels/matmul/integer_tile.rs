@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::packed_rows::group_words;
-use super::panels::Panels;
+use super::panels::{Panels, FAR, NEAR};
 use super::shapes::shapes;
 use crate::simd::{IntegerKernel, Integers, Simd, Words, LANES};
 
@@ -121,11 +121,7 @@ struct IntegerTile<'a, C: IntegerCodes, const R: usize, const P: usize> {
     codes: PhantomData<C>,
 }
 
-/// Bytes ahead of their use that lines of weights are asked into the first cache.
-const NEAR: usize = 256;
-/// The same for the second cache, shared among the panels.
-const FAR: usize = 4096;
-/// The same for scales.
+/// Bytes ahead of their use that scales are asked into the second cache.
 const SCALES: usize = 128;
 
 impl<C: IntegerCodes, const R: usize, const P: usize> IntegerKernel for IntegerTile<'_, C, R, P> {

@@ -5,6 +5,11 @@ use std::ops::Range;
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{PackedMatrix, WeightFormat};
 
+/// Bytes ahead of their use that lines of weights are asked into the first cache.
+pub const NEAR: usize = 256;
+/// The same for the second cache, shared among the panels that are read together.
+pub const FAR: usize = 4096;
+
 /// One matrix of a [`PackedMatrix`].
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {

@@ -4,12 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::codes::Codes;
-use super::panels::Panels;
+use super::panels::{Panels, FAR, NEAR};
 use super::shapes::shapes;
 use crate::simd::{Kernel, Simd, LANES};
-
-/// Bytes that a tile of one row asks for ahead of its use.
-const PREFETCH_BYTES: usize = 1024;
 
 /// `out[panel][row][lane] = x[row] · weights[panel, lane]` for `x` as
 /// `[input][rows]` floats. Call it inside of a kernel.
@@ -109,10 +106,9 @@ impl<C: Codes, const R: usize, const P: usize> Kernel for TileProduct<'_, C, R, 
         for g in 0..padded_cols / group {
             let mut part = [[zero; R]; P];
             for _ in 0..group / C::LINE_COLS {
-                if R == 1 {
-                    for panel in panels {
-                        simd.prefetch(panel.as_ptr().wrapping_add(line + PREFETCH_BYTES));
-                    }
+                for panel in panels {
+                    simd.prefetch_far(panel.as_ptr().wrapping_add(line + FAR / P));
+                    simd.prefetch(panel.as_ptr().wrapping_add(line + NEAR));
                 }
                 // SAFETY: a panel holds `code_bytes` of lines, and `line` is below that.
                 let mut lines = [unsafe { simd.line(panels[0].as_ptr().add(line)) }; P];

@@ -4,6 +4,8 @@ use std::arch::x86_64::*;
 
 use super::{IntegerKernel, Integers};
 use crate::simd::avx2::Avx2;
+use crate::simd::Features;
+use crate::InstructionSet;
 
 /// The token of AVX2 with AVX-VNNI.
 #[derive(Clone, Copy)]
@@ -12,7 +14,7 @@ pub struct Avx2Vnni(Avx2);
 impl Avx2Vnni {
     /// The token, where the processor and the system know the instructions.
     pub fn detect() -> Option<Self> {
-        Avx2::detect().filter(|_| is_x86_feature_detected!("avxvnni")).map(Self)
+        Avx2::detect().filter(|_| Features::detect().have(InstructionSet::Avx2Vnni)).map(Self)
     }
 }
 

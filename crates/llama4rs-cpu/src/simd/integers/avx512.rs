@@ -4,6 +4,8 @@ use std::arch::x86_64::*;
 
 use super::{IntegerKernel, Integers};
 use crate::simd::avx512::Avx512;
+use crate::simd::Features;
+use crate::InstructionSet;
 
 /// The token of AVX-512 with VNNI.
 #[derive(Clone, Copy)]
@@ -12,7 +14,7 @@ pub struct Avx512Vnni(Avx512);
 impl Avx512Vnni {
     /// The token, where the processor and the system know the instructions.
     pub fn detect() -> Option<Self> {
-        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512vnni")).map(Self)
+        Avx512::detect().filter(|_| Features::detect().have(InstructionSet::Avx512Vnni)).map(Self)
     }
 }
 
