@@ -13,7 +13,7 @@ use std::time::Instant;
 use llama4rs_cpu::{
     integer_dot_peak, multiply_add_peak, read_bandwidth, Cpu, InstructionSet, KvPages,
 };
-use llama4rs_tensor::{Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot};
+use llama4rs_tensor::{AlignedBytes, Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot};
 
 const PAGE: usize = 64;
 const HEADS: usize = 40;
@@ -118,9 +118,12 @@ fn report(cpu: &Cpu, dtype: KvDtype, rows: usize, tokens: usize) {
     let operations = (seen * HEADS * HEAD_DIM * 4) as f64;
     let form = if dtype.is_quantised() { PageForm::Sealed } else { PageForm::Exact };
     let bytes = (pool.geometry().head_bytes(form) * KV_HEADS * pages.len()) as f64;
-    let reads = best(read_bandwidth(threads << 26, threads, 5).expect("memory"));
-    let floats = best(multiply_add_peak(threads, 2).expect("threads"));
-    let integers = best(integer_dot_peak(threads, 2).expect("threads"));
+    let mut memory = AlignedBytes::zeroed(threads << 26).expect("memory");
+    memory.fill(1);
+    let set = cpu.instruction_set();
+    let reads = best(read_bandwidth(&memory, threads, 5).expect("memory"));
+    let floats = best(multiply_add_peak(set, threads, 2).expect("threads"));
+    let integers = best(integer_dot_peak(set, threads, 2).expect("threads"));
     let (fastest, middle) = (times[0], times[times.len() / 2]);
     println!(
         "  {:4} {rows:3} rows of {tokens:6}: {:8.2} ms (best {:8.2})  {:5.1} GB/s  {:6.1} GOP/s   \

@@ -81,8 +81,8 @@ impl<'a> Block<'a> {
 
     fn measure_peak(&mut self) {
         let peak = match self.fc1.format().group() {
-            Some(_) => integer_dot_peak(self.cpu.num_threads(), 1),
-            None => multiply_add_peak(self.cpu.num_threads(), 1),
+            Some(_) => integer_dot_peak(self.cpu.instruction_set(), self.cpu.num_threads(), 1),
+            None => multiply_add_peak(self.cpu.instruction_set(), self.cpu.num_threads(), 1),
         };
         self.peaks.extend(peak.expect("threads"));
     }
