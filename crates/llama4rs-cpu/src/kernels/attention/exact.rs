@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use llama4rs_tensor::KvDtype;
 
 use super::work::{Sizes, Work};
-use crate::simd::{Simd, LANES};
+use crate::simd::{Kernel, Simd, LANES};
 
 /// How a key or value is stored.
 pub trait Element: Copy {
@@ -47,13 +47,25 @@ impl Element for Bf16 {
 #[derive(Clone, Copy)]
 pub struct Rows<'a, E> {
     bytes: &'a [u8],
+    /// As many bytes that are wanted soon; null: none.
+    next: *const u8,
     element: PhantomData<E>,
 }
 
 impl<'a, E: Element> Rows<'a, E> {
     /// Rows in the bytes of a page.
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, element: PhantomData }
+    pub fn new(bytes: &'a [u8], next: *const u8) -> Self {
+        Self { bytes, next, element: PhantomData }
+    }
+
+    /// What is wanted soon, to be asked for by the first query; null: nothing.
+    #[inline(always)]
+    fn ask(&self, query: usize) -> *const u8 {
+        if query == 0 {
+            self.next
+        } else {
+            std::ptr::null()
+        }
     }
 
     /// The first `tokens` rows.
@@ -68,9 +80,10 @@ impl<'a> Rows<'a, F32> {
     /// Unpacked rows.
     pub fn of_floats(floats: &'a [f32]) -> Self {
         // SAFETY: any float is four bytes.
-        Self::new(unsafe {
+        let bytes = unsafe {
             std::slice::from_raw_parts(floats.as_ptr().cast(), std::mem::size_of_val(floats))
-        })
+        };
+        Self::new(bytes, std::ptr::null())
     }
 }
 
@@ -95,36 +108,49 @@ pub fn unpack(dtype: KvDtype, plane: &[u8], tokens: usize, sizes: Sizes, floats:
     }
 }
 
-impl Work<'_> {
-    /// Adds one exact page, of which row `r` sees `seen(r)` tokens.
-    #[inline(always)]
-    pub fn exact_page<S: Simd, E: Element>(
-        &mut self,
-        simd: S,
-        seen: impl Fn(usize) -> usize,
-        keys: Rows<'_, E>,
-        values: Rows<'_, E>,
-    ) {
-        for row in 0..self.sizes.rows {
-            self.score(simd, row, seen(row), keys);
-            self.soften(simd, row, seen(row));
-        }
-        self.accumulate(simd, seen, values);
-    }
+/// An exact page for the queries of a task.
+pub struct ExactPage<'w, 'a, 'k, E> {
+    pub work: &'w mut Work<'a>,
+    /// Tokens before the page, and in it.
+    pub before: usize,
+    pub page_tokens: usize,
+    /// Tokens of all pages that the first row sees; each later row sees one more.
+    pub visible: usize,
+    pub keys: Rows<'k, E>,
+    pub values: Rows<'k, E>,
+}
 
+impl<E: Element> Kernel for ExactPage<'_, '_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { work, before, page_tokens, visible, keys, values } = self;
+        let seen = |row: usize| (visible + row).saturating_sub(before).min(page_tokens);
+        for row in 0..work.sizes.rows {
+            work.score(simd, row, seen(row), keys);
+            work.soften(simd, row, seen(row));
+        }
+        work.accumulate(simd, seen, values);
+    }
+}
+
+impl Work<'_> {
     /// Scores of a row's queries with the `seen` tokens of the page.
     #[inline(always)]
     fn score<S: Simd, E: Element>(&mut self, simd: S, row: usize, seen: usize, keys: Rows<'_, E>) {
         let Sizes { heads, width, padded_tokens, .. } = self.sizes;
         let scale = self.scale;
-        let keys = keys.first(seen, width);
+        let rows = keys;
+        let keys = rows.first(seen, width);
         let whole = seen / 4 * 4;
         let mut head = 0;
         while head < heads {
             let query = row * heads + head;
             let queries = &self.queries[query * width..];
             let scores = &mut self.scores[query * padded_tokens..];
-            let mut scores = Scores { queries, width, scores, padded_tokens, scale };
+            let next = rows.ask(query);
+            let mut scores = Scores { queries, width, scores, padded_tokens, scale, next };
             // SAFETY: there are `seen` keys.
             head += unsafe {
                 match heads - head {
@@ -185,6 +211,7 @@ impl Work<'_> {
         for h in 0..H {
             scores[h] = &self.scores[(query + h) * padded_tokens..][..tokens];
         }
+        let next = values.ask(query);
         let values = values.first(tokens, width);
         let acc = &mut self.partial.acc[query * width..(query + H) * width];
         debug_assert!(first + V * LANES <= width);
@@ -198,7 +225,13 @@ impl Work<'_> {
                 }
             }
             for token in 0..tokens {
-                let row = values.add((token * width + first) * E::BYTES);
+                let start = (token * width + first) * E::BYTES;
+                let row = values.add(start);
+                if !next.is_null() {
+                    for line in (0..V * LANES * E::BYTES).step_by(64) {
+                        simd.prefetch_far(next.wrapping_add(start + line));
+                    }
+                }
                 let mut value = [E::load(simd, row); V];
                 for v in 1..V {
                     value[v] = E::load(simd, row.add(v * LANES * E::BYTES));
@@ -241,6 +274,8 @@ struct Scores<'a> {
     scores: &'a mut [f32],
     padded_tokens: usize,
     scale: f32,
+    /// Keys that are wanted soon; null: none.
+    next: *const u8,
 }
 
 impl Scores<'_> {
@@ -261,6 +296,12 @@ impl Scores<'_> {
         for token in (0..whole).step_by(4) {
             // SAFETY: four keys from `token` on, `H` queries.
             let partial = unsafe { self.partial_dots::<S, E, H, 4>(simd, keys, token) };
+            if !self.next.is_null() {
+                let four = 4 * self.width * E::BYTES;
+                for line in (0..four).step_by(64) {
+                    simd.prefetch_far(self.next.wrapping_add(token / 4 * four + line));
+                }
+            }
             for h in 0..H {
                 let dots = simd.sum_four(partial[h]);
                 let scores = &mut self.scores[h * self.padded_tokens + token..][..4];

@@ -12,8 +12,10 @@
 //! 4-bit codes and 15 bits (two bytes) for 8-bit codes, so that it adds next to
 //! nothing to the error of the codes, and the sum is exact.
 
+use std::ops::Range;
+
 use super::work::{Sizes, Work};
-use crate::simd::{Integers, Simd, Words, LANES};
+use crate::simd::{IntegerKernel, Integers, Simd, Words, LANES};
 
 /// The base of a number of two bytes, each in `-127..=127`.
 const BASE: f32 = 255.0;
@@ -41,16 +43,22 @@ pub const fn largest_factor(bits: usize) -> f32 {
 }
 
 /// One head of a sealed page.
-#[derive(Clone, Copy)]
 pub struct SealedPage<'a> {
-    pub key_codes: &'a [u8],
-    pub value_codes: &'a [u8],
-    /// `f32[width]`
-    pub key_centres: &'a [f32],
-    pub key_steps: &'a [f32],
-    /// `f32[page_tokens]`
-    pub value_centres: &'a [f32],
-    pub value_steps: &'a [f32],
+    /// All bytes of the head, and where the codes are.
+    pub head: &'a [u8],
+    pub key_codes: Range<usize>,
+    pub value_codes: Range<usize>,
+    /// Of each channel.
+    pub keys: Scales<'a>,
+    /// Of each token.
+    pub values: Scales<'a>,
+}
+
+/// Centres and steps.
+#[derive(Clone, Copy)]
+pub struct Scales<'a> {
+    pub centres: &'a [f32],
+    pub steps: &'a [f32],
 }
 
 /// Factors of one query as integers.
@@ -67,303 +75,293 @@ pub struct Factors {
 /// Working memory for sealed pages.
 #[derive(Default)]
 pub struct SealedScratch {
-    /// Factors of one query before they are rounded.
+    /// Factors of some heads before they are rounded.
     products: Vec<f32>,
-    /// Rounded factors of a row's queries, four bytes to a word:
+    /// Rounded factors of these heads, four bytes to a word:
     /// `[head][byte of the factor][word]`
     words: Vec<u32>,
-    factors: Vec<Factors>,
 }
+
+/// Most heads that are worked on together.
+const MOST_HEADS: usize = 5;
 
 impl SealedScratch {
     pub fn prepare(&mut self, sizes: Sizes) {
         let longest = sizes.width.max(sizes.padded_tokens);
-        self.products.resize(longest, 0.0);
-        self.words.resize(sizes.heads * 2 * longest / 4, 0);
-        self.factors.resize(sizes.heads, Factors::default());
+        self.products.resize(MOST_HEADS * longest, 0.0);
+        self.words.resize(MOST_HEADS * 2 * longest / 4, 0);
     }
 
-    /// Rounds the factors `x * steps` of query `head`.
+    /// Rounds the factors `x * steps` of `H` heads, which follow each other in `x`.
     #[inline(always)]
-    fn round<S: Simd, const BITS: usize>(
+    fn round<S: Simd, const BITS: usize, const H: usize>(
         &mut self,
         simd: S,
-        head: usize,
         x: &[f32],
-        steps: &[f32],
-        centres: &[f32],
-    ) {
-        let len = x.len();
-        assert!(len.is_multiple_of(LANES) && steps.len() == len && centres.len() == len);
-        let products = &mut self.products[..len];
+        Scales { steps, centres }: Scales<'_>,
+    ) -> [Factors; H] {
+        let len = steps.len();
+        assert!(len.is_multiple_of(LANES) && centres.len() == len && x.len() >= H * len);
+        let products = self.products[..H * len].as_mut_ptr();
         let (zero, magic) = (simd.splat(0.0), simd.splat(MAGIC));
-        let (mut top, mut bias) = (zero, zero);
+        // Sums of the rounded factors, then products with the centres.
+        let (mut tops, mut sums) = ([zero; H], [zero; 2 * MOST_HEADS + 2]);
         for i in (0..len).step_by(LANES) {
-            // SAFETY: `i + 16 <= len`, the length of all of them.
+            // SAFETY: `i + 16 <= len`, the length of the scales and of every head.
             unsafe {
-                let x = simd.load(x.as_ptr().add(i));
-                let product = simd.mul(x, simd.load(steps.as_ptr().add(i)));
-                simd.store(product, products.as_mut_ptr().add(i));
-                top = simd.max(simd.max(product, simd.sub(zero, product)), top);
-                bias = simd.fma(x, simd.load(centres.as_ptr().add(i)), bias);
+                let step = simd.load(steps.as_ptr().add(i));
+                let centre = simd.load(centres.as_ptr().add(i));
+                for h in 0..H {
+                    let x = simd.load(x.as_ptr().add(h * len + i));
+                    let product = simd.mul(x, step);
+                    simd.store(product, products.add(h * len + i));
+                    tops[h] = simd.max(simd.max(product, simd.sub(zero, product)), tops[h]);
+                    sums[H + h] = simd.fma(x, centre, sums[H + h]);
+                }
             }
         }
         let largest = largest_factor(BITS);
-        let top = simd.largest(top);
-        let (inverse, scale) =
-            if top >= TINY { (largest / top, top / largest) } else { (0.0, 0.0) };
-        let inverse = simd.splat(inverse);
-        let bytes = bytes_per_factor(BITS);
-        let words = &mut self.words[head * bytes * len / 4..][..bytes * len / 4];
-        let (high_words, low_words) = words.split_at_mut(len / 4);
-        let mut sum = zero;
-        for (i, high_words) in high_words.chunks_exact_mut(LANES / 4).enumerate() {
-            // SAFETY: as above.
-            let product = unsafe { simd.load(products.as_ptr().add(i * LANES)) };
-            let shifted = simd.add(simd.mul(product, inverse), magic);
-            let factor = simd.sub(shifted, magic);
-            sum = simd.add(sum, factor);
-            if bytes == 1 {
-                high_words.copy_from_slice(&simd.low_bytes(shifted));
-            } else {
-                let shifted = simd.add(simd.mul(factor, simd.splat(1.0 / BASE)), magic);
-                high_words.copy_from_slice(&simd.low_bytes(shifted));
-                let high = simd.sub(shifted, magic);
-                let low = simd.fma(high, simd.splat(-BASE), factor);
-                let low_words = &mut low_words[i * (LANES / 4)..][..LANES / 4];
-                low_words.copy_from_slice(&simd.low_bytes(simd.add(low, magic)));
+        let (mut inverses, mut scales) = ([zero; H], [0.0; H]);
+        for h in 0..H {
+            let top = simd.largest(tops[h]);
+            if top >= TINY {
+                (inverses[h], scales[h]) = (simd.splat(largest / top), top / largest);
             }
         }
-        let sum = simd.sum(sum) as i32;
-        let code_zero = 1 << (BITS - 1);
-        let start = match bytes {
-            1 => [sum, 0],
-            _ => [sum / BASE as i32, sum % BASE as i32],
-        };
-        let start = start.map(|sum| -code_zero * sum);
-        self.factors[head] = Factors { scale, bias: simd.sum(bias), start };
+        let (bytes, count) = (bytes_per_factor(BITS), len / 4);
+        let words = &mut self.words[..H * bytes * count];
+        for i in (0..len).step_by(LANES) {
+            for h in 0..H {
+                // SAFETY: as above.
+                let product = unsafe { simd.load(products.add(h * len + i)) };
+                let shifted = simd.add(simd.mul(product, inverses[h]), magic);
+                let factor = simd.sub(shifted, magic);
+                sums[h] = simd.add(sums[h], factor);
+                let at = h * bytes * count + i / 4;
+                if bytes == 1 {
+                    put_bytes(simd, shifted, &mut words[at..]);
+                } else {
+                    let shifted = simd.add(simd.mul(factor, simd.splat(1.0 / BASE)), magic);
+                    put_bytes(simd, shifted, &mut words[at..]);
+                    let high = simd.sub(shifted, magic);
+                    let low = simd.fma(high, simd.splat(-BASE), factor);
+                    put_bytes(simd, simd.add(low, magic), &mut words[at + count..]);
+                }
+            }
+        }
+        let mut totals = [0.0; 2 * MOST_HEADS + 2];
+        for i in (0..2 * H).step_by(4) {
+            let four = simd.sum_four([sums[i], sums[i + 1], sums[i + 2], sums[i + 3]]);
+            totals[i..i + 4].copy_from_slice(&four);
+        }
+        let mut factors = [Factors::default(); H];
+        for h in 0..H {
+            let sum = totals[h] as i32;
+            let sums = match bytes {
+                1 => [sum, 0],
+                _ => [sum / BASE as i32, sum % BASE as i32],
+            };
+            let zero = 1 << (BITS - 1);
+            let start = [-zero * sums[0], -zero * sums[1]];
+            factors[h] = Factors { scale: scales[h], bias: totals[H + h], start };
+        }
+        factors
     }
 }
 
-impl Work<'_> {
-    /// Adds one sealed page, which every row sees whole.
+/// The low bytes of 16 lanes, four to a word.
+#[inline(always)]
+fn put_bytes<S: Simd>(simd: S, bytes: S::F, words: &mut [u32]) {
+    words[..LANES / 4].copy_from_slice(&simd.low_bytes(bytes));
+}
+
+/// A sealed page for the queries of a task; every row sees it whole.
+pub struct AddSealed<'w, 'a, const BITS: usize> {
+    pub work: &'w mut Work<'a>,
+    pub scratch: &'w mut SealedScratch,
+    pub page: SealedPage<'w>,
+}
+
+impl<const BITS: usize> IntegerKernel for AddSealed<'_, '_, BITS> {
     #[inline(always)]
-    pub fn sealed_page<I: Integers, const BITS: usize>(
+    fn run<I: Integers>(mut self, integers: I) {
+        let Sizes { rows, padded_tokens, .. } = self.work.sizes;
+        for row in 0..rows {
+            self.each::<I>(integers, row, Side::Keys);
+            self.work.soften(integers.simd(), row, padded_tokens);
+            self.each::<I>(integers, row, Side::Values);
+        }
+    }
+}
+
+/// Which half of a page.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Keys,
+    Values,
+}
+
+impl<const BITS: usize> AddSealed<'_, '_, BITS> {
+    /// Keys to scores, or probabilities to weighed values, for the heads of a row:
+    /// as many at once as there are registers for.
+    #[inline(always)]
+    fn each<I: Integers>(&mut self, integers: I, row: usize, side: Side) {
+        let heads = self.work.sizes.heads;
+        let (mut query, end) = (row * heads, (row + 1) * heads);
+        while query < end {
+            query += match end - query {
+                5 if I::Simd::MANY_REGISTERS => self.some::<I, 5>(integers, query, side),
+                4.. if I::Simd::MANY_REGISTERS => self.some::<I, 4>(integers, query, side),
+                2.. => self.some::<I, 2>(integers, query, side),
+                _ => self.some::<I, 1>(integers, query, side),
+            };
+        }
+    }
+
+    /// The same for `H` heads from `query` on; gives `H`.
+    #[inline(always)]
+    fn some<I: Integers, const H: usize>(
         &mut self,
         integers: I,
-        scratch: &mut SealedScratch,
-        page: SealedPage<'_>,
-    ) {
+        query: usize,
+        side: Side,
+    ) -> usize {
+        let Self { work, scratch, page } = self;
         let simd = integers.simd();
-        let Sizes { rows, heads, width, padded_tokens, .. } = self.sizes;
-        for row in 0..rows {
-            for head in 0..heads {
-                let query = row * heads + head;
-                let q = &self.queries[query * width..][..width];
-                scratch.round::<_, BITS>(simd, head, q, page.key_steps, page.key_centres);
+        let Sizes { width, padded_tokens, .. } = work.sizes;
+        let (input, depth, scales, section) = match side {
+            Side::Keys => (work.queries, width, page.keys, &page.key_codes),
+            Side::Values => (&*work.scores, padded_tokens, page.values, &page.value_codes),
+        };
+        let factors = scratch.round::<_, BITS, H>(simd, &input[query * depth..], scales);
+        // The first query asks for the next page.
+        let next = if query == 0 { work.next } else { std::ptr::null() };
+        let codes = Codes::new(page, section, depth, next);
+        let to = match side {
+            Side::Keys => Place {
+                floats: &mut work.scores[query * padded_tokens..],
+                stride: padded_tokens,
+                scale: Some(work.scale),
+            },
+            Side::Values => {
+                Place { floats: &mut work.partial.acc[query * width..], stride: width, scale: None }
             }
-            let scores = &mut self.scores[row * heads * padded_tokens..];
-            let to = Scores { scores, stride: padded_tokens, scale: self.scale };
-            dots::<I, BITS>(integers, scratch, heads, (padded_tokens, width), page.key_codes, to);
-
-            self.soften(simd, row, padded_tokens);
-
-            for head in 0..heads {
-                let query = row * heads + head;
-                let p = &self.scores[query * padded_tokens..][..padded_tokens];
-                scratch.round::<_, BITS>(simd, head, p, page.value_steps, page.value_centres);
-            }
-            let acc = &mut self.partial.acc[row * heads * width..];
-            let to = Values { acc, stride: width };
-            dots::<I, BITS>(integers, scratch, heads, (width, padded_tokens), page.value_codes, to);
-        }
+        };
+        codes.dots::<I, BITS, H>(integers, &scratch.words, &factors, to);
+        H
     }
 }
 
-/// Where sums over codes go. (A closure might stay outside of the code that may
-/// use the instructions.)
-trait Place {
-    /// Takes the sums of query `head` for the 16 lanes from `lane` on: `value` in
-    /// units of the scale of `factors`.
-    fn put<S: Simd>(&mut self, simd: S, head: usize, lane: usize, value: S::F, factors: &Factors);
-}
-
-/// Scores of one row, a lane for each token.
-struct Scores<'a> {
-    scores: &'a mut [f32],
+/// Where sums over codes go: `floats[head * stride + lane]`.
+struct Place<'a> {
+    floats: &'a mut [f32],
     stride: usize,
-    scale: f32,
+    /// `Some`: they are scores, to be scaled; `None`: they are added to what is there.
+    scale: Option<f32>,
 }
 
-impl Place for Scores<'_> {
+impl Place<'_> {
+    /// Takes the sums of a head for the 16 lanes from `lane` on, in units of the
+    /// scale of `factors`.
     #[inline(always)]
     fn put<S: Simd>(&mut self, simd: S, head: usize, lane: usize, value: S::F, factors: &Factors) {
-        let to = &mut self.scores[head * self.stride + lane..][..LANES];
-        let score = simd.fma(value, simd.splat(factors.scale), simd.splat(factors.bias));
-        // SAFETY: 16 floats.
-        unsafe { simd.store(simd.mul(score, simd.splat(self.scale)), to.as_mut_ptr()) };
-    }
-}
-
-/// Weighed values of one row, a lane for each channel.
-struct Values<'a> {
-    acc: &'a mut [f32],
-    stride: usize,
-}
-
-impl Place for Values<'_> {
-    #[inline(always)]
-    fn put<S: Simd>(&mut self, simd: S, head: usize, lane: usize, value: S::F, factors: &Factors) {
-        let to = &mut self.acc[head * self.stride + lane..][..LANES];
+        let to = &mut self.floats[head * self.stride + lane..][..LANES];
+        let (scale, bias) = (simd.splat(factors.scale), simd.splat(factors.bias));
         // SAFETY: 16 floats.
         unsafe {
-            let before = simd.add(simd.load(to.as_ptr()), simd.splat(factors.bias));
-            simd.store(simd.fma(value, simd.splat(factors.scale), before), to.as_mut_ptr());
-        }
-    }
-}
-
-/// The sums of every query and lane over `depth` numbers of each lane.
-#[inline(always)]
-fn dots<I: Integers, const BITS: usize>(
-    integers: I,
-    scratch: &SealedScratch,
-    heads: usize,
-    (lanes, depth): (usize, usize),
-    codes: &[u8],
-    mut to: impl Place,
-) {
-    assert!(codes.len() >= lanes * depth * BITS / 8, "codes of a page");
-    let mut head = 0;
-    while head < heads {
-        let tile = Tile { scratch, codes, depth, head };
-        let left = heads - head;
-        let mut lane = 0;
-        let mut taken = 1;
-        while lane < lanes {
-            let pair = lane + 2 * LANES <= lanes;
-            // As many sums at once as there are registers for.
-            let done = match (I::Simd::MANY_REGISTERS, left, pair, BITS) {
-                (true, 5, true, 4) => tile.run::<I, BITS, 5, 2>(integers, lane, &mut to),
-                (true, 5, ..) => tile.run::<I, BITS, 5, 1>(integers, lane, &mut to),
-                (true, 4.., true, 4) => tile.run::<I, BITS, 4, 2>(integers, lane, &mut to),
-                (true, 4.., ..) => tile.run::<I, BITS, 4, 1>(integers, lane, &mut to),
-                (true, 2.., true, _) => tile.run::<I, BITS, 2, 2>(integers, lane, &mut to),
-                (true, 2.., ..) => tile.run::<I, BITS, 2, 1>(integers, lane, &mut to),
-                (false, 2.., ..) => tile.run::<I, BITS, 2, 1>(integers, lane, &mut to),
-                (_, _, true, _) => tile.run::<I, BITS, 1, 2>(integers, lane, &mut to),
-                _ => tile.run::<I, BITS, 1, 1>(integers, lane, &mut to),
+            let result = match self.scale {
+                Some(all) => simd.mul(simd.fma(value, scale, bias), simd.splat(all)),
+                None => simd.fma(value, scale, simd.add(simd.load(to.as_ptr()), bias)),
             };
-            lane += done.lanes;
-            taken = done.heads;
+            simd.store(result, to.as_mut_ptr());
         }
-        head += taken;
     }
 }
 
-/// Where a block of sums starts.
-struct Tile<'a> {
-    scratch: &'a SealedScratch,
-    codes: &'a [u8],
+/// Codes in blocks of 16 lanes.
+#[derive(Clone, Copy)]
+struct Codes<'a> {
+    bytes: &'a [u8],
+    /// Numbers of each lane.
     depth: usize,
-    /// The first query.
-    head: usize,
+    /// As many bytes that are wanted soon; null: none.
+    next: *const u8,
 }
 
-/// How many sums a tile gave.
-struct Done {
-    heads: usize,
-    lanes: usize,
-}
-
-impl Tile<'_> {
-    /// `H` queries, `B` blocks of 16 lanes from `lane` on.
+impl<'a> Codes<'a> {
+    /// A section of the page; `next` is the page that comes next, or null.
     #[inline(always)]
-    fn run<I: Integers, const BITS: usize, const H: usize, const B: usize>(
+    fn new(page: &SealedPage<'a>, section: &Range<usize>, depth: usize, next: *const u8) -> Self {
+        let next = if next.is_null() { next } else { next.wrapping_add(section.start) };
+        Self { bytes: &page.head[section.clone()], depth, next }
+    }
+}
+
+impl Codes<'_> {
+    /// The sums of `H` heads for every lane.
+    #[inline(always)]
+    fn dots<I: Integers, const BITS: usize, const H: usize>(
         &self,
         integers: I,
-        lane: usize,
-        to: &mut impl Place,
-    ) -> Done {
-        let Self { scratch, codes, depth, head } = *self;
+        words: &[u32],
+        factors: &[Factors; H],
+        mut to: Place<'_>,
+    ) {
+        let Self { bytes: codes, depth, next } = *self;
         let simd = integers.simd();
-        let bytes = bytes_per_factor(BITS);
+        let count = depth / 4 * bytes_per_factor(BITS);
+        assert!(words.len() >= H * count, "factors of the heads");
         let block_bytes = LANES * depth * BITS / 8;
-        let first = lane / LANES * block_bytes;
-        assert!(codes.len() >= first + B * block_bytes, "codes of a page");
-        let words = depth / 4;
-        let factor_words = &scratch.words[head * bytes * words..][..H * bytes * words];
-        let factors = &scratch.factors[head..][..H];
-
-        let mut sums = [[[integers.splat(0); 2]; B]; H];
-        for h in 0..H {
-            for b in 0..B {
-                for byte in 0..bytes {
-                    sums[h][b][byte] = integers.splat(factors[h].start[byte] as u32);
+        for (block, lines) in codes.chunks_exact(block_bytes).enumerate() {
+            // Two sums for each head: high and low bytes of the factors, or the
+            // products with low and with high nibbles.
+            let mut sums = [[integers.splat(0); 2]; H];
+            for h in 0..H {
+                for half in 0..2 {
+                    sums[h][half] = integers.splat(factors[h].start[half] as u32);
                 }
             }
-        }
-        let lines = codes[first..].as_ptr();
-        if BITS == 8 {
-            for i in 0..words {
-                let mut codes = [integers.splat(0); B];
-                for b in 0..B {
-                    // SAFETY: block `b` has `words` lines of 64 bytes.
-                    codes[b] = unsafe { simd.line(lines.add(b * block_bytes + i * 64)) };
+            for (i, line) in lines.chunks_exact(64).enumerate() {
+                if !next.is_null() {
+                    simd.prefetch_far(next.wrapping_add(block * block_bytes + i * 64));
                 }
-                for h in 0..H {
-                    for byte in 0..bytes {
-                        // SAFETY: `words` words for every query and byte.
-                        let factor =
-                            unsafe { *factor_words.get_unchecked((h * bytes + byte) * words + i) };
-                        let factor = integers.splat(factor);
-                        for b in 0..B {
-                            let sum = &mut sums[h][b][byte];
-                            *sum = integers.dot_bytes(*sum, codes[b], factor);
-                        }
-                    }
-                }
-            }
-        } else {
-            for i in 0..words / 2 {
-                let mut codes = [[integers.splat(0); 2]; B];
-                for b in 0..B {
-                    // SAFETY: block `b` has half as many lines as words.
-                    let line = unsafe { simd.line(lines.add(b * block_bytes + i * 64)) };
-                    codes[b] = [integers.low_nibbles(line), integers.high_nibbles(line)];
-                }
+                // SAFETY: 64 bytes.
+                let line = unsafe { simd.line(line.as_ptr()) };
+                let halves = match BITS {
+                    8 => [line, line],
+                    _ => [integers.low_nibbles(line), integers.high_nibbles(line)],
+                };
                 for h in 0..H {
                     for half in 0..2 {
-                        // SAFETY: `words` words for every query.
-                        let factor =
-                            unsafe { *factor_words.get_unchecked(h * words + 2 * i + half) };
-                        let factor = integers.splat(factor);
-                        for b in 0..B {
-                            let sum = &mut sums[h][b][0];
-                            *sum = integers.dot_nibbles(*sum, codes[b][half], factor);
-                        }
+                        let at = match BITS {
+                            8 => h * count + half * (count / 2) + i,
+                            _ => h * count + 2 * i + half,
+                        };
+                        // SAFETY: `count` words for every head, two for every line.
+                        let factor = integers.splat(unsafe { *words.get_unchecked(at) });
+                        let sum = &mut sums[h][half];
+                        *sum = match BITS {
+                            8 => integers.dot_bytes(*sum, halves[half], factor),
+                            _ => integers.dot_nibbles(*sum, halves[half], factor),
+                        };
                     }
                 }
             }
-        }
-        for h in 0..H {
-            for b in 0..B {
-                let value = total::<I>(integers, sums[h][b], bytes);
-                to.put(simd, head + h, lane + b * LANES, value, &factors[h]);
+            for h in 0..H {
+                let value = total::<I, BITS>(integers, sums[h]);
+                to.put(simd, h, block * LANES, value, &factors[h]);
             }
         }
-        Done { heads: H, lanes: B * LANES }
     }
 }
 
-/// The bytes' sums together, rounded once.
+/// Two sums together. Both are below 2^24 in magnitude, so these floats are exact.
 #[inline(always)]
-fn total<I: Integers>(integers: I, sums: [Words<I>; 2], bytes: usize) -> <I::Simd as Simd>::F {
+fn total<I: Integers, const BITS: usize>(integers: I, sums: [Words<I>; 2]) -> <I::Simd as Simd>::F {
     let simd = integers.simd();
-    let high = integers.to_floats(sums[0]);
-    match bytes {
-        1 => high,
-        // Both are below 2^24 in magnitude, so these floats are exact.
-        _ => simd.fma(high, simd.splat(BASE), integers.to_floats(sums[1])),
+    let [a, b] = [integers.to_floats(sums[0]), integers.to_floats(sums[1])];
+    match BITS {
+        8 => simd.fma(a, simd.splat(BASE), b),
+        _ => simd.add(a, b),
     }
 }

@@ -2,8 +2,8 @@
 
 use llama4rs_tensor::{KvDtype, PageForm, PageId};
 
-use super::exact::{unpack, Bf16, Rows, F32};
-use super::sealed::{SealedPage, SealedScratch};
+use super::exact::{unpack, Bf16, Element, ExactPage, Rows, F32};
+use super::sealed::{AddSealed, Scales, SealedPage, SealedScratch};
 use super::work::{Partial, Sizes, Work};
 use super::SEGMENT_TOKENS;
 use crate::kernels::kv_pages::{rotate, KvPages};
@@ -192,37 +192,74 @@ impl TaskScratch {
         let last_visible = visible + rowset.rows - 1;
         let Self { queries, scores, keys: k, values: v, scales, sealed, .. } = self;
         partial.clear();
-        let mut work = Work { sizes, scale, queries, scores, partial };
+        let next = std::ptr::null();
+        let mut work = Work { sizes, scale, queries, scores, partial, next };
 
         let pages = rowset.seen_pages();
         let first = index * segment_pages(page_tokens);
         let end = pages.len().min(first + segment_pages(page_tokens));
         for (number, &page) in pages.iter().enumerate().take(end).skip(first) {
             let head = pool.head(page, layer, kv_head);
+            let next = pages.get(number + 1).map(|&next| pool.head(next, layer, kv_head));
+            work.next = next.map_or(std::ptr::null(), |head| head.as_ptr());
             if page.form() == PageForm::Sealed {
                 let page = sealed_page(simd, pool, head, scales);
                 match geometry.dtype {
-                    KvDtype::Int4 => work.sealed_page::<I, 4>(integers, sealed, page),
-                    _ => work.sealed_page::<I, 8>(integers, sealed, page),
+                    KvDtype::Int4 => add_sealed::<I, 4>(integers, &mut work, sealed, page),
+                    _ => add_sealed::<I, 8>(integers, &mut work, sealed, page),
                 }
                 continue;
             }
-            // Tokens of this page that row `r` sees.
             let before = number * page_tokens;
-            let seen = |r: usize| (visible + r).saturating_sub(before).min(page_tokens);
             let (keys, values) = head.split_at(geometry.plane_bytes());
             if sizes.width != sizes.head_dim {
                 let tokens = page_tokens.min(last_visible - before);
                 unpack(geometry.dtype, keys, tokens, sizes, k);
                 unpack(geometry.dtype, values, tokens, sizes, v);
-                work.exact_page(simd, seen, Rows::<F32>::of_floats(k), Rows::of_floats(v));
-            } else if geometry.dtype == KvDtype::F32 {
-                work.exact_page(simd, seen, Rows::<F32>::new(keys), Rows::new(values));
+                let (keys, values) = (Rows::<F32>::of_floats(k), Rows::of_floats(v));
+                add_exact(simd, &mut work, rowset, before, keys, values);
+                continue;
+            }
+            let next = [0, keys.len()].map(|at| match work.next.is_null() {
+                true => work.next,
+                false => work.next.wrapping_add(at),
+            });
+            if geometry.dtype == KvDtype::F32 {
+                let (keys, values) = (Rows::<F32>::new(keys, next[0]), Rows::new(values, next[1]));
+                add_exact(simd, &mut work, rowset, before, keys, values);
             } else {
-                work.exact_page(simd, seen, Rows::<Bf16>::new(keys), Rows::new(values));
+                let (keys, values) = (Rows::<Bf16>::new(keys, next[0]), Rows::new(values, next[1]));
+                add_exact(simd, &mut work, rowset, before, keys, values);
             }
         }
     }
+}
+
+/// [`AddSealed`] in a function of its own: in one with all others it takes the
+/// compiler minutes.
+#[inline(never)]
+fn add_sealed<I: Integers, const BITS: usize>(
+    integers: I,
+    work: &mut Work<'_>,
+    scratch: &mut SealedScratch,
+    page: SealedPage<'_>,
+) {
+    integers.run_integers(AddSealed::<BITS> { work, scratch, page });
+}
+
+/// [`ExactPage`] in a function of its own.
+#[inline(never)]
+fn add_exact<'k, S: Simd, E: Element>(
+    simd: S,
+    work: &mut Work<'_>,
+    rowset: &Rowset<'_>,
+    before: usize,
+    keys: Rows<'k, E>,
+    values: Rows<'k, E>,
+) {
+    let page_tokens = rowset.pool.geometry().page_tokens;
+    let visible = rowset.visible;
+    simd.run(ExactPage { work, before, page_tokens, visible, keys, values });
 }
 
 /// The sections of one head, its centres and steps as floats in `scales`.
@@ -253,12 +290,11 @@ fn sealed_page<'a, S: Simd>(
     let (key_centres, key_steps) = keys.split_at(layout.width);
     let (value_centres, value_steps) = values.split_at(tokens);
     SealedPage {
-        key_codes: &head[layout.key_codes.clone()],
-        value_codes: &head[layout.value_codes.clone()],
-        key_centres,
-        key_steps,
-        value_centres,
-        value_steps: &value_steps[..tokens],
+        head,
+        key_codes: layout.key_codes.clone(),
+        value_codes: layout.value_codes.clone(),
+        keys: Scales { centres: key_centres, steps: key_steps },
+        values: Scales { centres: value_centres, steps: &value_steps[..tokens] },
     }
 }
 

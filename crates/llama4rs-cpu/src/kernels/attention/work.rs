@@ -62,8 +62,9 @@ impl<'a> Partial<'a> {
             }
             let (before, new) = (self.largest[query], segment.largest[query]);
             let largest = if new > before { new } else { before };
-            let (old_factor, factor) =
-                (exp_one(simd, before - largest), exp_one(simd, new - largest));
+            let mut changes = [0.0; LANES];
+            (changes[0], changes[1]) = (before - largest, new - largest);
+            let [old_factor, factor, ..] = exp_lanes(simd, changes);
             self.largest[query] = largest;
             self.sum[query] = segment.sum[query].mul_add(factor, self.sum[query] * old_factor);
             let range = query * sizes.width..(query + 1) * sizes.width;
@@ -84,56 +85,77 @@ pub struct Work<'a> {
     /// `[query][page token]`: scores, then probabilities.
     pub scores: &'a mut [f32],
     pub partial: Partial<'a>,
+    /// Where the same head of the next page begins, to be asked for in time.
+    pub next: *const u8,
 }
 
 impl Work<'_> {
     /// Scores of a row's queries to probabilities, which its `seen` tokens share.
+    /// What was gathered before is scaled to the new largest score.
     #[inline(always)]
     pub fn soften<S: Simd>(&mut self, simd: S, row: usize, seen: usize) {
-        let sizes = self.sizes;
+        let heads = self.sizes.heads;
         if seen == 0 {
             return;
         }
-        let padded = seen.next_multiple_of(LANES);
-        for query in row * sizes.heads..(row + 1) * sizes.heads {
-            let scores = &mut self.scores[query * sizes.padded_tokens..][..padded];
-            scores[seen..].fill(f32::NEG_INFINITY);
+        for first in (row * heads..(row + 1) * heads).step_by(LANES) {
+            let queries = first..(first + LANES).min((row + 1) * heads);
+            let mut changes = [0.0; LANES];
+            for (query, change) in queries.clone().zip(&mut changes) {
+                *change = self.raise_largest(simd, query, seen);
+            }
+            let factors = exp_lanes(simd, changes);
+            for (query, factor) in queries.zip(factors) {
+                self.add_probabilities(simd, query, seen, factor);
+            }
+        }
+    }
 
-            let mut largest = simd.splat(f32::NEG_INFINITY);
-            for chunk in scores.chunks_exact(LANES) {
-                // SAFETY: 16 floats.
-                largest = simd.max(largest, unsafe { simd.load(chunk.as_ptr()) });
-            }
-            let (before, page) = (self.partial.largest[query], simd.largest(largest));
-            let largest = if page > before { page } else { before };
-            self.partial.largest[query] = largest;
+    /// Takes the page's scores into the largest score; gives its change.
+    #[inline(always)]
+    fn raise_largest<S: Simd>(&mut self, simd: S, query: usize, seen: usize) -> f32 {
+        let scores = &mut self.scores[query * self.sizes.padded_tokens..];
+        let scores = &mut scores[..seen.next_multiple_of(LANES)];
+        scores[seen..].fill(f32::NEG_INFINITY);
+        let mut largest = simd.splat(f32::NEG_INFINITY);
+        for chunk in scores.chunks_exact(LANES) {
+            // SAFETY: 16 floats.
+            largest = simd.max(largest, unsafe { simd.load(chunk.as_ptr()) });
+        }
+        let (before, page) = (self.partial.largest[query], simd.largest(largest));
+        let largest = if page > before { page } else { before };
+        self.partial.largest[query] = largest;
+        before - largest
+    }
 
-            let mut sum = simd.splat(0.0);
-            for chunk in scores.chunks_exact_mut(LANES) {
-                // SAFETY: 16 floats.
-                unsafe {
-                    let score = simd.load(chunk.as_ptr());
-                    let p = exp(simd, simd.sub(score, simd.splat(largest)));
-                    simd.store(p, chunk.as_mut_ptr());
-                    sum = simd.add(sum, p);
-                }
+    /// Turns scores into probabilities; `factor` scales what was there before.
+    #[inline(always)]
+    fn add_probabilities<S: Simd>(&mut self, simd: S, query: usize, seen: usize, factor: f32) {
+        let Sizes { width, padded_tokens, .. } = self.sizes;
+        let largest = simd.splat(self.partial.largest[query]);
+        let scores = &mut self.scores[query * padded_tokens..][..seen.next_multiple_of(LANES)];
+        let mut sum = simd.splat(0.0);
+        for chunk in scores.chunks_exact_mut(LANES) {
+            // SAFETY: 16 floats.
+            unsafe {
+                let p = exp(simd, simd.sub(simd.load(chunk.as_ptr()), largest));
+                simd.store(p, chunk.as_mut_ptr());
+                sum = simd.add(sum, p);
             }
-            let factor = exp_one(simd, before - largest);
-            let sum = self.partial.sum[query].mul_add(factor, simd.sum(sum));
-            self.partial.sum[query] = sum;
-            if factor != 1.0 {
-                let acc = &mut self.partial.acc[query * sizes.width..][..sizes.width];
-                acc.iter_mut().for_each(|acc| *acc *= factor);
-            }
+        }
+        self.partial.sum[query] = self.partial.sum[query].mul_add(factor, simd.sum(sum));
+        if factor != 1.0 {
+            let acc = &mut self.partial.acc[query * width..][..width];
+            acc.iter_mut().for_each(|acc| *acc *= factor);
         }
     }
 }
 
-/// `exp` of a single value.
+/// `exp` of each of 16 numbers.
 #[inline(always)]
-pub fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
+fn exp_lanes<S: Simd>(simd: S, x: [f32; LANES]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
     // SAFETY: 16 floats.
-    unsafe { simd.store(exp(simd, simd.splat(x)), lanes.as_mut_ptr()) };
-    lanes[0]
+    unsafe { simd.store(exp(simd, simd.load(x.as_ptr())), lanes.as_mut_ptr()) };
+    lanes
 }

@@ -8,6 +8,10 @@ use memmap2::{MmapMut, MmapOptions};
 /// Memory of a chunk, unless one page is larger.
 const CHUNK_BYTES: usize = 8 << 20;
 
+/// Pages of at least this size are worth the system's large pages.
+#[cfg(target_os = "linux")]
+const LARGE_PAGE: usize = 1 << 19;
+
 /// Pages of one size in chunks of zeroed memory that never move: growing copies
 /// nothing, and the system gives real memory to a page only when it is written.
 pub struct Arena {
@@ -52,6 +56,11 @@ impl Arena {
                     what: "key/value pages",
                     bytes: self.stride.saturating_mul(num_pages),
                 })?;
+            #[cfg(target_os = "linux")]
+            if self.page_bytes >= LARGE_PAGE {
+                // Small pages of the system serve, too, only more slowly.
+                let _ = chunk.advise(memmap2::Advice::HugePage);
+            }
             self.chunks.push(chunk);
         }
         self.num_pages = self.num_pages.max(num_pages);
