@@ -1,9 +1,12 @@
 """Seconds per tile of the vision tower at Llama 4's size, beside this machine's limits.
 
-    python benches/vision.py [--layers 4] [--threads 2] [--runs 5] [--torch] [--json FILE]
+    python benches/vision.py [--layers 4] [--threads 2] [--runs 5] [--weights int8 bf16 f32]
+                             [--torch] [--json FILE]
 
 A tower with a few of the 34 layers (random weights; every layer costs the same) is written as a
-published checkpoint into a temporary directory. Operations are counted from the shapes. With
+published checkpoint into a temporary directory. Operations are counted from the shapes; their share
+is that of the peak of integer dot products (int8) or of single-precision multiply-adds, measured
+just before each run. Features are compared with those of the float32 tower, if there is one. With
 --torch the same layers run in transformers, in bfloat16 and float32, alternating in the same run.
 """
 
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from llama4rs._llama4rs import Engine
+from llama4rs._llama4rs import Engine, integer_dot_peak, multiply_add_peak
 
 WIDTH, HEADS, INNER, SIDE, PATCH, OUT, HIDDEN = 1408, 16, 5632, 336, 14, 4096, 256
 ROWS = (SIDE // PATCH) ** 2 + 1
@@ -143,6 +146,18 @@ def torch_towers(layers: int, threads: int) -> dict[str, Callable[[np.ndarray], 
     return towers
 
 
+def feature_errors(
+    towers: dict[str, Callable[[np.ndarray], object]], pixels: np.ndarray
+) -> dict[str, float]:
+    """Root mean square of what differs from the float32 features, beside that of the features."""
+    if "llama4rs f32" not in towers:
+        return {}
+    exact = np.asarray(towers["llama4rs f32"](pixels))
+    ours = [name for name in towers if name.startswith("llama4rs") and name != "llama4rs f32"]
+    error = {name: np.asarray(towers[name](pixels)) - exact for name in ours}
+    return {name: float(np.sqrt((error[name] ** 2).mean() / (exact**2).mean())) for name in ours}
+
+
 def main() -> None:
     """Runs the benchmark and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -150,6 +165,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiles", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--weights", nargs="+", default=["int8", "bf16", "f32"], metavar="FORMAT")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -160,25 +176,29 @@ def main() -> None:
     towers: dict[str, Callable[[np.ndarray], object]] = {}
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), arguments.layers)
-        policy = [("vision_model.*", "int8"), ("multi_modal_projector.*", "int8")]
-        for name, options in {
-            "llama4rs int8": {"weights": "int8", "policy": policy},
-            "llama4rs bf16": {"weights": "bf16"},
-            "llama4rs f32": {"weights": "f32"},
-        }.items():
-            engine = Engine(directory, threads=arguments.threads, **options)
-            towers[name] = engine.encode_image
+        for weights in arguments.weights:
+            policy = [("vision_model.*", weights), ("multi_modal_projector.*", weights)]
+            options = {"threads": arguments.threads, "weights": weights, "policy": policy}
+            towers[f"llama4rs {weights}"] = Engine(directory, **options).encode_image
         if arguments.torch:
             towers |= torch_towers(arguments.layers, arguments.threads)
 
         seconds: dict[str, list[float]] = {name: [] for name in towers}
+        shares: dict[str, list[float]] = {name: [] for name in towers if "llama4rs" in name}
+        count = operations(arguments.layers) * arguments.tiles
         for run in range(arguments.runs + 1):
             print(f"run {run} of {arguments.runs}", end="\r", flush=True)
             for name, tower in towers.items():
+                peak = integer_dot_peak if "int8" in name else multiply_add_peak
+                limit = statistics.median(peak(arguments.threads, 3))
                 started = time.perf_counter()
                 tower(pixels)
+                taken = time.perf_counter() - started
                 if run:  # the first one warms up
-                    seconds[name].append((time.perf_counter() - started) / arguments.tiles)
+                    seconds[name].append(taken / arguments.tiles)
+                    if name in shares:
+                        shares[name].append(count / taken / limit)
+        errors = feature_errors(towers, pixels)
 
     share = operations(34) / operations(arguments.layers)
     result: dict[str, Any] = {"layers": arguments.layers, "threads": arguments.threads}
@@ -190,9 +210,16 @@ def main() -> None:
             "gflops": speed,
             "seconds_per_tile_34_layers": median * share,
         }
+        line = f"{median * share:.2f} s/tile at 34 layers"
+        if name in shares:
+            result[name]["share_of_peak"] = statistics.median(shares[name])
+            line += f", {result[name]['share_of_peak']:.0%} of the peak"
+        if name in errors:
+            result[name]["error"] = errors[name]
+            line += f", error {errors[name]:.2%}"
         print(
             f"{name:22} {median:.3f} s/tile ({min(values):.3f} to {max(values):.3f}), "
-            f"{speed:.0f} Gop/s, {median * share:.2f} s/tile at 34 layers"
+            f"{speed:.0f} Gop/s, {line}"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -4,47 +4,16 @@ use std::borrow::Cow;
 
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Bytes, Error, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId,
-    Result, Slot,
+    Backend, Bytes, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Result, Slot,
 };
 
+use crate::checks::{require, require_columns, require_heads, require_shape, shape_of};
 use crate::kernels::kv_pages::KvPages;
 use crate::kernels::matmul::Panels;
 use crate::kernels::{
     attention, elementwise, embed, experts, matmul, rms_norm, rope, route, swiglu,
 };
 use crate::{Arithmetic, Cpu, Routing, Tensor};
-
-/// An error of `operation` unless `fits`.
-fn require(
-    fits: bool,
-    operation: &'static str,
-    expected: impl FnOnce() -> String,
-    got: impl FnOnce() -> String,
-) -> Result<()> {
-    if fits {
-        Ok(())
-    } else {
-        Err(Error::shape(operation, expected(), got()))
-    }
-}
-
-/// An error unless `cols` are whole heads of `head_dim`.
-fn require_heads(operation: &'static str, cols: usize, head_dim: usize) -> Result<()> {
-    let fits = head_dim > 0 && cols.is_multiple_of(head_dim);
-    require(fits, operation, || format!("heads of {head_dim}"), || format!("{cols} columns"))
-}
-
-/// `[rows, cols]` of a tensor, for messages.
-fn shape_of(x: &Tensor) -> String {
-    format!("[{}, {}]", x.rows(), x.cols())
-}
-
-/// An error unless `x` is `[rows, cols]`.
-fn require_shape(operation: &'static str, x: &Tensor, rows: usize, cols: usize) -> Result<()> {
-    let fits = x.rows() == rows && x.cols() == cols;
-    require(fits, operation, || format!("[{rows}, {cols}]"), || shape_of(x))
-}
 
 impl Backend for Cpu {
     type Tensor = Tensor;
@@ -131,12 +100,7 @@ impl Backend for Cpu {
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32, out: &mut Tensor) -> Result<()> {
-        require(
-            x.cols() == weight.len(),
-            "rms_norm",
-            || format!("{} columns", weight.len()),
-            || shape_of(x),
-        )?;
+        require_columns("rms_norm", x, weight)?;
         out.resize(x.rows(), x.cols())?;
         if !x.values().is_empty() {
             let out = out.values_mut();

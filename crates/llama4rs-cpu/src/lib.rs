@@ -12,6 +12,7 @@
 
 mod arithmetic;
 mod backend;
+mod checks;
 mod cpu;
 mod instruction_set;
 mod kernels;

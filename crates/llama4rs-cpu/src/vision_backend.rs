@@ -2,36 +2,11 @@
 
 use llama4rs_tensor::{Error, PackedMatrix, Result, VisionBackend};
 
+use crate::checks::{require_columns, require_shape, require_whole};
 use crate::kernels::attend_all::{self, Products};
 use crate::kernels::matmul::Form;
 use crate::kernels::{gelu, layer_norm, rows};
 use crate::{Cpu, Tensor};
-
-/// An error of `operation` unless `x` is `[rows, cols]`.
-fn require_shape(operation: &'static str, x: &Tensor, rows: usize, cols: usize) -> Result<()> {
-    if (x.rows(), x.cols()) == (rows, cols) {
-        return Ok(());
-    }
-    let got = format!("[{}, {}]", x.rows(), x.cols());
-    Err(Error::shape(operation, format!("[{rows}, {cols}]"), got))
-}
-
-/// An error of `operation` unless `len` is a multiple of `unit`.
-fn require_whole(operation: &'static str, what: &str, len: usize, unit: usize) -> Result<()> {
-    let whole = len.checked_rem(unit).map_or(len == 0, |rest| rest == 0);
-    if whole {
-        return Ok(());
-    }
-    Err(Error::shape(operation, format!("a multiple of {unit} {what}"), len))
-}
-
-/// An error of `operation` unless `vector` has one value for each column of `x`.
-fn require_columns(operation: &'static str, x: &Tensor, vector: &[f32]) -> Result<()> {
-    if x.cols() == vector.len() {
-        return Ok(());
-    }
-    Err(Error::shape(operation, format!("a vector of {}", x.cols()), vector.len()))
-}
 
 impl VisionBackend for Cpu {
     fn layer_norm(
