@@ -251,7 +251,8 @@ impl Shadow {
         }
         if touch == Touch::Begin {
             mine |= IN_FLIGHT;
-        } else if atomic {
+        } else if atomic && (write & ATOMIC != 0 || epoch(write) < epoch(mine)) {
+            // Not over this thread's own plain write, which is nobody else's to update yet.
             mine |= ATOMIC;
         }
         self.writes[grain] = mine;

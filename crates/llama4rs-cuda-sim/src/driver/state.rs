@@ -11,7 +11,8 @@ use super::module::{Function, Module};
 use super::stream::{Event, Stream};
 use super::{code, Answer};
 use crate::counters::Counts;
-use crate::exec::{processor_is_fast, Checks};
+use crate::device::NAME;
+use crate::exec::{processor_suffices, Checks};
 use crate::memory::Memory;
 
 /// Reports that are kept.
@@ -29,8 +30,6 @@ pub struct Settings {
     pub patience: Duration,
     /// Whether to print what was never freed.
     pub leaks: bool,
-    /// Whether the processor has AVX2.
-    pub fast: bool,
 }
 
 impl Settings {
@@ -54,7 +53,6 @@ impl Settings {
             },
             patience: Duration::from_secs(seconds),
             leaks: get("LEAKS").is_some_and(|v| v != "0"),
-            fast: processor_is_fast() && get("PLAIN").is_none(),
         }
     }
 }
@@ -159,6 +157,10 @@ pub const PRIMARY: u64 = 0x10;
 
 /// Starts the driver.
 pub fn initialise() -> Answer {
+    if !processor_suffices() {
+        eprintln!("{NAME}: it needs a processor with AVX2 and FMA");
+        return Err(code::NOT_SUPPORTED);
+    }
     DRIVER.get_or_init(Driver::new).as_ref().map_err(|_| code::OUT_OF_MEMORY)?;
     INITIALISED.store(true, Ordering::Relaxed);
     Ok(())
@@ -208,7 +210,7 @@ impl Driver {
 
     /// Prints a report and keeps it.
     pub fn note(&self, report: String) {
-        eprintln!("llama4rs simulated device: {report}");
+        eprintln!("{NAME}: {report}");
         let mut reports = self.reports.lock().unwrap_or_else(|e| e.into_inner());
         if reports.len() == KEPT {
             reports.remove(0);

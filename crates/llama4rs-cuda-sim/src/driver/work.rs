@@ -153,7 +153,6 @@ impl Driver {
             regions: self.memory.regions(),
             checks: self.settings.checks,
             cooperative: l.cooperative,
-            fast: self.settings.fast,
             deadline: Instant::now() + self.settings.patience,
         };
         debug_assert!(env.regions.iter().all(|r| r.purpose != Purpose::Host || r.start > 0));

@@ -46,8 +46,6 @@ pub struct Env<'a> {
     pub checks: Checks,
     /// Whether all blocks must be there at once.
     pub cooperative: bool,
-    /// Whether the processor has AVX2 and its kin.
-    pub fast: bool,
     /// When the kernel counts as endless.
     pub deadline: Instant,
 }
@@ -73,8 +71,8 @@ fn coordinates(number: u64, size: [u32; 3]) -> [u32; 3] {
     [(number % x) as u32, (number / x % y) as u32, (number / (x * y)) as u32]
 }
 
-/// Whether the processor has what the fast path needs.
-pub fn processor_is_fast() -> bool {
+/// Whether the processor has what warps are compiled for.
+pub fn processor_suffices() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         is_x86_feature_detected!("avx2")
@@ -86,7 +84,7 @@ pub fn processor_is_fast() -> bool {
             && is_x86_feature_detected!("popcnt")
     }
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    true
 }
 
 /// Runs a launch to its end.

@@ -200,10 +200,9 @@ impl Exec<'_, '_> {
     /// Runs until the warp ends, waits, or has had its turn.
     pub fn run(&mut self) -> Outcome<()> {
         #[cfg(target_arch = "x86_64")]
-        if self.env.fast {
-            // SAFETY: `fast` is set only where the processor has these features.
-            return unsafe { self.run_avx2() };
-        }
+        // SAFETY: the driver starts only where the processor has these features.
+        return unsafe { self.run_avx2() };
+        #[cfg(not(target_arch = "x86_64"))]
         self.run_lanes()
     }
 
