@@ -7,7 +7,7 @@ ORACLE_VENV := .venv-oracle
 RUST_SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-rust test-python lint format bench bench-peers oracle wheel clean
+.PHONY: help build demo simulated-gpu test test-rust test-python lint format bench bench-peers oracle wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -28,6 +28,12 @@ build: $(VENV)/built ## build the package into .venv
 
 demo: build ## the main job on the embedded demo model
 	$(BIN)/llama4rs demo
+
+simulated-gpu: ## a libcuda that runs PTX on the CPU, for LD_LIBRARY_PATH=target/simulated-gpu
+	cargo build --release --quiet -p llama4rs-cuda-sim
+	mkdir -p target/simulated-gpu
+	cp $${CARGO_TARGET_DIR:-target}/release/libllama4rs_cuda_sim.so target/simulated-gpu/libcuda.so.1
+	ln -sf libcuda.so.1 target/simulated-gpu/libcuda.so
 
 test: test-rust test-python ## all tests
 
