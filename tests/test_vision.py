@@ -53,6 +53,28 @@ def test_greedy_tokens_equal_transformers(
     assert tokens == expected
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize(("name", "prompt"), PROMPTS)
+def test_integer_towers_are_close_and_do_not_depend_on_threads_or_tiles(
+    checkpoint: MakeCheckpoint, name: str, prompt: str, weights: str
+) -> None:
+    _, pixels = image_prompts(MULTIMODAL[name])[prompt]
+    tiles = np.ascontiguousarray(pixels, dtype=np.float32)
+    policy = [("vision_model.*", weights), ("multi_modal_projector.*", weights)]
+
+    def engine(arithmetic: str, threads: int) -> Engine:
+        path = str(checkpoint(name))
+        return Engine(path, policy=policy, arithmetic=arithmetic, threads=threads)
+
+    exact, fast = engine("exact", 2).encode_image(tiles), engine("fast", 2).encode_image(tiles)
+    error = np.sqrt(np.mean((fast - exact) ** 2)) / exact.std()
+    print(f"{name}/{prompt}, {weights}: fast differs by {error:.4f} of the deviation")
+    assert 0 < error < 0.05
+    alone = engine("fast", 1)
+    tile_by_tile = [alone.encode_image(tile[np.newaxis]) for tile in tiles]
+    np.testing.assert_array_equal(fast.reshape(-1, fast.shape[-1]), np.vstack(tile_by_tile))
+
+
 def test_features_and_patch_tokens_must_match(checkpoint: MakeCheckpoint) -> None:
     name = "vision_tiny_56"
     ids, pixels = image_prompts(MULTIMODAL[name])["one_image"]
