@@ -7,7 +7,7 @@ ORACLE_VENV := .venv-oracle
 RUST_SOURCES := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo simulated-gpu test test-rust test-python lint format bench bench-peers oracle wheel clean
+.PHONY: help build demo simulated-gpu test test-rust test-python crash lint format bench bench-peers oracle wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -42,6 +42,9 @@ test-rust:
 
 test-python: build
 	$(BIN)/python -m pytest -q
+
+crash: build ## kill a process that stores keys and values, 400 times
+	$(BIN)/python tests/kv_crash.py --kills 400
 
 lint: build ## formats, lints, types, stubs
 	cargo fmt --all --check

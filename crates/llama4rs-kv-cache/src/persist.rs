@@ -211,7 +211,7 @@ impl<B: Backend> KvCache<B> {
         }
         if let Some(chunk) = self.layout.chunk_pages().filter(|_| self.chunked.is_some()) {
             for start in (before / chunk * chunk..first).step_by(chunk) {
-                store.forget(PoolKind::Chunked, text.first(start + chunk), start);
+                store.retire(PoolKind::Chunked, text.first(start + chunk), start);
             }
         }
         if store.read_mode() == ReadMode::Map && backend.kv_keeps_mapped() {

@@ -4,13 +4,16 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::format::{checksum, layout, Header, Meta, MAX_PAGES};
 use super::name::{temporary, SegmentName};
 use super::path::Stretch;
 use super::{upkeep, Error, Result, Store, Text};
 use crate::PoolKind;
+
+/// A file that its text has left behind counts as unused for this long.
+const RETIRED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The pages of a text, as a writer asks for them.
 pub trait Pages {
@@ -137,16 +140,13 @@ impl Store {
         disk.sync_dir(&self.options.dir).map_err(Error::io(&self.options.dir, "make durable"))
     }
 
-    /// Removes the files that hold pages of `text` from `floor` on and nothing else:
-    /// chunked layers need them no more.
-    pub fn forget(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) {
-        for stretch in self.path(pool, text, floor) {
-            if stretch.is_whole() {
-                // What stays for now is removed by the budget, later.
-                let _ = self.disk.remove(&self.file(&stretch.name));
-                self.index.remove(&stretch.name);
-            }
-        }
+    /// Marks the files that hold pages of `text` from `floor` on and nothing else as
+    /// unused for long: the text has gone on and needs them no more. Somebody who goes on
+    /// from their middle may, until the budget takes them.
+    pub fn retire(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) {
+        let mut path = self.path(pool, text, floor);
+        path.retain(Stretch::is_whole);
+        self.mark_used(&path, SystemTime::now() - RETIRED);
     }
 
     /// Lets the files that were not used for longest go, if there are too many bytes.

@@ -14,8 +14,8 @@ enum Step {
     Write { branches: Vec<u8>, chunk: bool },
     /// Read a text back.
     Read { branches: Vec<u8> },
-    /// Forget a text's chunked pages.
-    Forget { branches: Vec<u8> },
+    /// A text has left its chunk.
+    Retire { branches: Vec<u8> },
     /// Another process opens the directory.
     Reopen,
     /// The process dies at a call of the next write, then the system crashes.
@@ -34,7 +34,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (branches(), any::<bool>()).prop_map(|(branches, chunk)| Step::Write { branches, chunk }),
         4 => branches().prop_map(|branches| Step::Read { branches }),
-        1 => branches().prop_map(|branches| Step::Forget { branches }),
+        1 => branches().prop_map(|branches| Step::Retire { branches }),
         1 => Just(Step::Reopen),
         2 => (0..40u64, branches(), 1u64..).prop_map(|(at, branches, seed)| Step::Crash { at, branches, seed }),
         1 => (any::<prop::sample::Index>(), any::<prop::sample::Index>())
@@ -91,11 +91,9 @@ proptest! {
                         prop_assert!(found <= named);
                     }
                 }
-                Step::Forget { branches } => {
+                Step::Retire { branches } => {
                     let sample = Sample::new(&branches);
-                    store.forget(PoolKind::Chunked, sample.text(), 0);
-                    // Files are forgotten whole, so others may have lost pages, too.
-                    model.0.retain(|(pool, _)| *pool == PoolKind::Global);
+                    store.retire(PoolKind::Chunked, sample.text(), 0);
                 }
                 Step::Reopen => store = open(),
                 Step::Crash { at, branches, seed } => {
