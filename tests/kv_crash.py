@@ -70,8 +70,8 @@ def _killed(path: str, kv_dir: Path, kv_cache: str, seed: int) -> list[tuple[str
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL, f"the child ended by itself: {status}"
-        lines = [line for line in told.read().splitlines(keepends=True) if line.endswith(b"\n")]
-    return [(branches, int(length)) for branches, length in (l.decode().split() for l in lines)]
+        lines = [line.decode() for line in told if line.endswith(b"\n")]
+    return [(branches, int(length)) for branches, length in map(str.split, lines)]
 
 
 def _check(

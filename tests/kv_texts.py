@@ -16,7 +16,7 @@ Answer = list[tuple[int, float, tuple[tuple[int, float], ...]]]
 
 
 def tokens(branches: str, length: int) -> list[int]:
-    """`length` tokens; letter `i` of `branches` decides about tokens `90 i` to `90 i + 89`, the last
+    """`length` tokens; letter `i` of `branches` decides about 90 of them from `90 i` on, the last
     letter about all that follow."""
     letters = [ord(branches[min(i // 90, len(branches) - 1)]) for i in range(length)]
     return [(i * i * 7 + i * 3 + letter * 31) % VOCAB for i, letter in enumerate(letters)]

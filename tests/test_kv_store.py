@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import llama4rs
-from kv_texts import CHUNK, CONFIG, PAGE, Reference, ask, tokens
+from kv_texts import CHUNK, CONFIG, PAGE, VOCAB, Reference, ask, tokens
 from llama4rs._llama4rs import Engine, kv_list, kv_prune, kv_verify
 from oracle.checkpoint import make_checkpoint
 from oracle.configs import MULTIMODAL
@@ -269,19 +269,32 @@ def test_mapped_pages_take_no_memory(path: str, kv_dir: Path) -> None:
     assert copying.kv_bytes_in_use() > 0
 
 
-def test_a_long_prompt_is_stored_on_the_way(path: str, kv_dir: Path) -> None:
-    engine = open_engine(path, kv_dir, step_tokens=1000)
-    ids = tokens("abcd", 8192 + 1200)
-    request = engine.submit(ids, max_tokens=1)
-    while not segments(kv_dir):
-        event = request.next()
-        assert event is not None and event.finish_reason is None
-    assert event.prefilled < 8192 + 1000
-    # The process might end here.
-    later = open_engine(path, kv_dir)
-    answer, cached = ask(later, ids, 1)
-    assert cached == 8192
-    assert answer == Reference(path, weights="f32").ask(ids, 1)
+def test_a_text_may_be_longer_than_memory(path: str, kv_dir: Path) -> None:
+    ids = tokens("abcd", 2 * 8192 + 300)
+    memory = 8_000_000
+    in_memory = Engine(path, weights="f32", threads=1)
+    in_memory.set_kv_memory(memory)
+    with pytest.raises(llama4rs.OutOfMemoryError):
+        in_memory.submit(ids, max_tokens=1)
+
+    engine = open_engine(path, kv_dir)
+    engine.set_kv_memory(memory)
+    request = engine.submit(ids, max_tokens=2, logprobs=VOCAB)
+    answer = []
+    halfway = kv_dir.with_name("halfway")
+    while (event := request.next()) is not None:
+        assert engine.kv_bytes_in_use() <= memory
+        if event.token_id is not None:
+            assert event.logprob is not None and event.top_logprobs is not None
+            answer.append((event.token_id, event.logprob, tuple(event.top_logprobs)))
+        elif segments(kv_dir) and not halfway.exists():
+            # What is there if the process ends now.
+            assert event.prefilled < 8192 + 512
+            shutil.copytree(kv_dir, halfway)
+    later = open_engine(path, halfway)
+    later.set_kv_memory(memory)
+    assert ask(later, ids) == (answer, 8192)
+    assert ask(later, ids) == (answer, len(ids) // PAGE * PAGE)
 
 
 def test_a_conversation_has_few_files(path: str, kv_dir: Path) -> None:

@@ -104,7 +104,11 @@ impl<B: VisionBackend> Engine<B> {
     pub fn open_store(&mut self, options: StoreOptions) -> store::Result<()> {
         let core = self.core.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
         let store = Store::open(options, core.cache.layout().page_sizes())?;
-        core.cache.set_store(store);
+        core.cache.set_store(&self.backend, store);
+        let (step_tokens, vocab_size) = (self.settings.step_tokens, self.model.config().vocab_size);
+        let budget = self.admission.budget();
+        self.admission = Admission::new(core.cache.layout().clone(), step_tokens, vocab_size);
+        self.admission.set_budget(budget);
         Ok(())
     }
 

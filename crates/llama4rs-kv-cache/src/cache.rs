@@ -10,7 +10,7 @@ use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
 use crate::persist::StoreState;
 use crate::prefix::{Inserted, NodePages, PrefixTree, TokenKey};
-use crate::store::{extend_chain, PageHash, PageSizes, Store, Text};
+use crate::store::{extend_chain, PageHash, PageSizes, ReadMode, Store, Text};
 use crate::PAGE_TOKENS;
 
 /// Which pool a layer's keys and values live in.
@@ -54,6 +54,9 @@ pub struct KvLayout {
     pub head_dim: usize,
     /// Element type of keys and values.
     pub dtype: KvDtype,
+    /// Whether full pages of the global layers are in mapped files, not in memory, as
+    /// soon as a segment of them is full.
+    pub mapped: bool,
 }
 
 impl KvLayout {
@@ -236,7 +239,7 @@ pub struct KvCache<B: Backend> {
     pub(crate) prefix_bytes: usize,
     prefix_budget: usize,
     /// Most bytes of pages in use.
-    budget: usize,
+    pub(crate) budget: usize,
     /// The hash at the beginning of every text.
     root: PageHash,
     pub(crate) store: Option<Store>,
@@ -269,8 +272,9 @@ impl<B: Backend> KvCache<B> {
 
     /// Keeps pages in `store` as well, and lets sequences begin with what is there. Comes
     /// before the first sequence.
-    pub fn set_store(&mut self, store: Store) {
+    pub fn set_store(&mut self, backend: &B, store: Store) {
         self.root = store.root();
+        self.layout.mapped = store.read_mode() == ReadMode::Map && backend.kv_keeps_mapped();
         self.store = Some(store);
     }
 

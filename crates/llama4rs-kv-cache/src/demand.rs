@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use llama4rs_tensor::{PageForm, PageId};
 
 use crate::cache::{KvLayout, PoolKind, SequenceKv};
+use crate::store::SEGMENT_PAGES;
 use crate::PAGE_TOKENS;
 
 impl KvLayout {
@@ -28,12 +29,15 @@ impl KvLayout {
     /// The pages of a step are exact until it is committed, those that it seals, too; the
     /// first page always is.
     fn peak_global_pages(&self, tokens: usize, step_tokens: usize) -> Pages {
+        let of_step = 1 + pages(step_tokens.saturating_sub(1));
+        // Of a text in files only what follows the last full segment is in memory.
+        let in_memory = if self.mapped { SEGMENT_PAGES + of_step } else { usize::MAX };
         let exact = pages(tokens);
         if !self.dtype.is_quantised() {
-            return Pages { exact, sealed: 0 };
+            return Pages { exact: exact.min(in_memory), sealed: 0 };
         }
-        let of_step = 1 + pages(step_tokens.saturating_sub(1));
-        Pages { exact: exact.min(1 + of_step), sealed: (tokens / PAGE_TOKENS).saturating_sub(1) }
+        let sealed = (tokens / PAGE_TOKENS).saturating_sub(1);
+        Pages { exact: exact.min(1 + of_step), sealed: sealed.min(in_memory) }
     }
 }
 
@@ -58,7 +62,11 @@ impl<'a> Demand<'a> {
     /// Adds a sequence that will have `tokens` tokens at most.
     pub fn add(&mut self, sequence: &SequenceKv, tokens: usize) {
         let most = self.layout.peak_global_pages(tokens, self.step_tokens);
-        self.global.add(sequence.global.pages(), most);
+        if self.layout.mapped {
+            self.global.add([].into_iter(), most);
+        } else {
+            self.global.add(sequence.global.pages(), most);
+        }
         let chunk = self.layout.chunk_size.unwrap_or(usize::MAX);
         let last = tokens.max(1) - 1;
         if sequence.len() / chunk < last / chunk {

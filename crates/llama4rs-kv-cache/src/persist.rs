@@ -8,7 +8,7 @@ use llama4rs_tensor::{Backend, Bytes, Error, PageId, Result};
 use crate::cache::{KvCache, Pool, PoolKind, SequenceKv};
 use crate::page_table::PageTable;
 use crate::prefix::{NodePages, TokenKey};
-use crate::store::{self, extend_chain, Pages, ReadMode, Text, SEGMENT_PAGES};
+use crate::store::{self, extend_chain, Pages, Text, SEGMENT_PAGES};
 use crate::PAGE_TOKENS;
 
 /// The first pages of a text: those that a sequence which goes on behind them needs,
@@ -101,6 +101,9 @@ impl<B: Backend> KvCache<B> {
             });
             let (text, first) = (text.first(pages), self.first_of_chunk(pages));
             let held = [found.len().min(pages), (first + in_tree(first)).min(pages)];
+            if !self.has_room(pages - held[0], pages - held[1]) {
+                break Loaded::nothing(self.usable(found.len(), in_tree));
+            }
             let global = store.read(PoolKind::Global, text, 0, held[0]..pages);
             let chunked = store.read(PoolKind::Chunked, text, first, held[1]..pages);
             known = (held[0] + global.len()).min(held[1] + chunked.len());
@@ -113,6 +116,13 @@ impl<B: Backend> KvCache<B> {
         };
         self.store = Some(store);
         loaded
+    }
+
+    /// Whether so many pages of the global and of the chunked layers may be read into memory.
+    fn has_room(&self, global: usize, chunked: usize) -> bool {
+        let sizes = self.layout.page_sizes();
+        let bytes = global * sizes.global.max(sizes.first_global) + chunked * sizes.chunked;
+        self.layout.mapped || self.bytes_in_use().saturating_add(bytes) <= self.budget
     }
 
     /// Shares the pages that are in memory and gives the others a page each.
@@ -214,7 +224,7 @@ impl<B: Backend> KvCache<B> {
                 store.retire(PoolKind::Chunked, text.first(start + chunk), start);
             }
         }
-        if store.read_mode() == ReadMode::Map && backend.kv_keeps_mapped() {
+        if self.layout.mapped {
             for (kind, floor) in kinds {
                 self.map_pages(backend, store, sequence, kind, text, floor);
             }

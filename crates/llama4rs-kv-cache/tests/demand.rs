@@ -39,7 +39,14 @@ fn wish() -> impl Strategy<Value = Wish> {
 fn layout(chunk: usize, dtype: KvDtype) -> KvLayout {
     use PoolKind::{Chunked, Global};
     let layers = vec![Chunked, Chunked, Global];
-    KvLayout { layers, chunk_size: Some(chunk), num_kv_heads: 1, head_dim: 16, dtype }
+    KvLayout {
+        layers,
+        chunk_size: Some(chunk),
+        num_kv_heads: 1,
+        head_dim: 16,
+        dtype,
+        mapped: false,
+    }
 }
 
 proptest! {

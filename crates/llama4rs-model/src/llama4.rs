@@ -108,5 +108,6 @@ pub(crate) fn kv_layout(config: &TextConfig, dtype: KvDtype) -> KvLayout {
         num_kv_heads: config.num_kv_heads,
         head_dim: config.head_dim,
         dtype,
+        mapped: false,
     }
 }
