@@ -20,12 +20,13 @@ pytest.importorskip("llama4rs._llama4rs", reason="the compiled core is not built
 
 from typer.testing import CliRunner, Result
 
+from llama4rs import Llama4
 from llama4rs.cli.app import app
 from llama4rs.cli.reporting import fail
 from llama4rs.errors import CheckpointNotFoundError, OutOfMemoryError
 from llama4rs.hub import demo_model_path
 
-COMMANDS = ("generate", "chat", "pack", "info", "verify", "demo", "synth")
+COMMANDS = ("generate", "chat", "pack", "info", "verify", "plan", "demo", "synth")
 GREEDY = ("--temperature", "0", "--threads", "1")
 
 
@@ -305,6 +306,58 @@ def _read_until(terminal: int, end: bytes) -> bytes:
         assert time.monotonic() < deadline, seen
         seen += os.read(terminal, 4096)
     return seen
+
+
+# -------------------------------------------------------------------------------- keys and values
+
+
+def test_a_directory_of_keys_and_values(tmp_path: Path) -> None:
+    kv_dir = str(tmp_path)
+    story = "Once upon a time there was a little dog. " * 30
+    for _ in range(2):
+        assert run("generate", story, "-n", "5", "--kv-dir", kv_dir).exit_code == 0
+    session = Llama4(kv_dir=kv_dir, threads=1).session("my book")
+    session.append(story)
+    session.save()
+    result = run("kv", "list", kv_dir)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"my book +\d+ +\d.*kB", result.stdout)
+    found = json.loads(run("kv", "list", kv_dir, "--json").stdout)
+    assert found["files"]
+    assert found["sessions"][0]["tokens"] == len(session)
+    assert f"{len(found['files'])} files" in result.stdout
+    assert "intact: " in run("kv", "verify", kv_dir).stdout
+
+    damaged = tmp_path / found["files"][0]["file"]
+    damaged.chmod(0o600)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (tmp_path / "sessions" / "bad.session").write_bytes(b"")
+    result = run("kv", "verify", kv_dir)
+    assert result.exit_code == 1
+    assert "2 problems in" in result.stdout
+    assert f"{damaged.name}: " in result.stderr
+    assert "bad: the file is damaged" in result.stderr
+    assert json.loads(run("kv", "prune", kv_dir, "--damaged", "--json").stdout)["files"] == 1
+    assert "removed 0 files" in run("kv", "prune", kv_dir, "--older-than", "1d").stdout
+    assert "removed 0 files" in run("kv", "prune", kv_dir, "--budget", "1GB").stdout
+    assert run("kv", "prune", kv_dir, "--budget", "0").exit_code == 0
+    assert json.loads(run("kv", "list", kv_dir, "--json").stdout)["files"] == []
+    assert "my book" in run("kv", "list", kv_dir).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "no/such/directory"),
+        ("prune", ".", "--budget", "much"),
+        ("prune", ".", "--older-than", "30"),
+        ("prune", ".", "--older-than", "long"),
+    ],
+)
+def test_errors_of_kv(arguments: tuple[str, ...]) -> None:
+    result = run("kv", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
 
 
 # ------------------------------------------------------------------------------------------ demo
