@@ -174,6 +174,26 @@ def test_a_book_is_read_once(llm: llama4rs.Llama4, plain: llama4rs.Llama4) -> No
     assert book.append("") == 0
 
 
+def test_a_saved_book_is_not_read_again(llm: llama4rs.Llama4, kv_dir: Path) -> None:
+    book = llm.session("book")
+    book.append(BOOK)
+    fork = book.fork("fork")
+    book.save()
+    later = llama4rs.Llama4(kv_dir=kv_dir, threads=2).session("book")
+    options = {**GREEDY, "logprobs": 3}
+    answer = later.generate("The dog", **options)
+    assert answer.usage.cached_tokens > len(book) - 64 - 1
+    expected = fork.generate("The dog", **options)
+    assert (answer.token_ids, answer.logprobs) == (expected.token_ids, expected.logprobs)
+    # Keys and values that are lost are computed again.
+    for file in kv_dir.glob("*"):
+        if file.is_file():
+            file.unlink()
+    again = llama4rs.Llama4(kv_dir=kv_dir, threads=1).session("book").generate("The dog", **options)
+    assert again.usage.cached_tokens == 0
+    assert (again.token_ids, again.logprobs) == (expected.token_ids, expected.logprobs)
+
+
 def test_pieces_are_encoded_on_their_own(llm: llama4rs.Llama4) -> None:
     words = llm.session("words")
     for piece in ("Once", " upon", " a", " time"):
