@@ -7,9 +7,9 @@
 
 use half::f16;
 
-use super::lanes::{map1, map2, map3};
+use super::lanes::{map1, map2, map3, Lanes};
 use super::warp::Exec;
-use crate::program::{Float1, Float2, FloatMode, Half, Inst, Round, Width};
+use crate::program::{Float1, Float2, FloatMode, Half, Inst, Round, Width, LANES};
 
 /// The NaN that single-precision instructions give.
 const NAN32: f32 = f32::from_bits(0x7fff_ffff);
@@ -247,6 +247,40 @@ pub fn half_fma(half: Half, mode: FloatMode, x: u16, y: u16, z: u16) -> u16 {
     narrow(half, finish(odd(sum, rest), mode))
 }
 
+/// The bf16 fma of the high halves of all lanes, in the high halves of the result, in
+/// single precision: with operands of moderate size the product is exact, and what the
+/// sum loses is known. False if an operand is not.
+#[inline(always)]
+fn fma_bf16(a: &Lanes<u32>, b: &Lanes<u32>, c: &Lanes<u32>) -> (Lanes<u32>, bool) {
+    /// 2^-90 to 2^90, without the sign.
+    const MODERATE: std::ops::Range<u32> = (127 - 90) << 23..(127 + 90) << 23;
+    let moderate = |bits: u32| {
+        let size = bits & 0x7fff_ffff;
+        (size == 0) | (size.wrapping_sub(MODERATE.start) < MODERATE.end - MODERATE.start)
+    };
+    let (mut out, mut strange) = ([0; LANES], 0);
+    for l in 0..LANES {
+        let high = |x: u32| f32::from_bits(x & 0xffff_0000);
+        let (x, y, z) = (high(a[l]), high(b[l]), high(c[l]));
+        let product = x * y;
+        let sum = product + z;
+        let back = sum - product;
+        let rest = (product - (sum - back)) + (z - back);
+        // An odd last bit tells that something was lost; the next rounding sees it.
+        let towards = if (rest > 0.0) == (sum > 0.0) { 1 } else { u32::MAX };
+        let bits = sum.to_bits();
+        let step = if (rest != 0.0) & (bits & 1 == 0) { towards } else { 0 };
+        let odd = bits.wrapping_add(step);
+        out[l] = odd.wrapping_add(0x7fff + (odd >> 16 & 1));
+        // Zero times anything finite is an exact zero.
+        let zero = (x == 0.0) | (y == 0.0);
+        let fine = moderate(x.to_bits()) & moderate(y.to_bits()) & moderate(z.to_bits());
+        let exact = zero | moderate(product.to_bits());
+        strange |= u32::from(!(fine & exact));
+    }
+    (out, strange == 0)
+}
+
 /// A scalar one-operand instruction in f16 or bf16.
 #[inline(always)]
 pub fn half1(f: Float1, half: Half, x: u16) -> u16 {
@@ -406,18 +440,20 @@ impl Exec<'_, '_> {
             return self.set(inst.d, &out, mask);
         }
         let (a, b, c) = (self.get::<u32>(inst.a), self.get::<u32>(inst.b), self.get::<u32>(inst.c));
-        let each = |half: Half, mode: FloatMode| {
-            map3(a, b, c, |x, y, z| {
-                let low = half_fma(half, mode, x as u16, y as u16, z as u16);
-                let high =
-                    half_fma(half, mode, (x >> 16) as u16, (y >> 16) as u16, (z >> 16) as u16);
-                u32::from(low) | u32::from(high) << 16
-            })
-        };
-        let out = match (half, mode == FloatMode::PLAIN) {
-            (Half::Bf16, true) => each(Half::Bf16, FloatMode::PLAIN),
-            _ => each(half, mode),
-        };
+        if half == Half::Bf16 && mode == FloatMode::PLAIN {
+            let (low, plain) =
+                fma_bf16(&map1(a, |x| x << 16), &map1(b, |x| x << 16), &map1(c, |x| x << 16));
+            let (high, also) = fma_bf16(a, b, c);
+            if plain && also {
+                let out = map2(&low, &high, |x, y| x >> 16 | y & 0xffff_0000);
+                return self.set(inst.d, &out, mask);
+            }
+        }
+        let out = map3(a, b, c, |x, y, z| {
+            let low = half_fma(half, mode, x as u16, y as u16, z as u16);
+            let high = half_fma(half, mode, (x >> 16) as u16, (y >> 16) as u16, (z >> 16) as u16);
+            u32::from(low) | u32::from(high) << 16
+        });
         self.set(inst.d, &out, mask);
     }
 }
