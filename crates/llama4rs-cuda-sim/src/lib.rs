@@ -66,6 +66,7 @@ pub mod device;
 pub mod driver;
 pub mod exec;
 pub mod memory;
+pub mod op;
 pub mod program;
 pub mod ptx;
 pub mod report;

@@ -7,7 +7,7 @@
 //! in every float format), and a bit per byte tells whether it was ever written.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -352,6 +352,3 @@ pub fn find(regions: &[Region], address: u64) -> Option<Region> {
     let region = regions.get(after.checked_sub(1)?)?;
     (address < region.end).then_some(*region)
 }
-
-/// A counter of something.
-pub type Count = AtomicU64;

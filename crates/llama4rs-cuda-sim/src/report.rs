@@ -77,6 +77,8 @@ pub struct Report {
     pub thread: Option<[u32; 3]>,
     /// Line of the PTX text.
     pub line: u32,
+    /// The line itself.
+    pub text: String,
     /// What happened.
     pub what: String,
 }
@@ -89,7 +91,7 @@ impl fmt::Display for Report {
             write!(f, ", thread {}", triple(thread))?;
         }
         if self.line > 0 {
-            write!(f, ", PTX line {}", self.line)?;
+            write!(f, ", PTX line {} (`{}`)", self.line, self.text)?;
         }
         write!(f, ": {}", self.what)
     }

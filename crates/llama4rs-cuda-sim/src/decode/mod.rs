@@ -105,6 +105,7 @@ impl<'m> Decoder<'m> {
             local_bytes: LOCAL_START,
             grain: 0,
             max_threads: entry.max_threads,
+            source: module.source.clone(),
             partial_barriers: false,
         };
         Self {

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::atomic::Ordering;
 
 use super::state::{current, driver, in_context, initialise, set_current, PRIMARY};
-use super::{code, entry_points, put};
+use super::{code, entry_points, put, put_text};
 use crate::device::{DRIVER_VERSION, MULTIPROCESSORS, NAME};
 
 /// Bytes of shared memory of a block unless a kernel opts in to more.
@@ -112,12 +112,8 @@ entry_points! {
         if name.is_null() || length == 0 {
             return Err(code::INVALID_VALUE);
         }
-        let n = NAME.len().min(length - 1);
         // SAFETY: the caller's buffer has `length` bytes.
-        unsafe {
-            name.cast::<u8>().copy_from_nonoverlapping(NAME.as_ptr(), n);
-            name.add(n).write(0);
-        }
+        unsafe { put_text(NAME, name.cast(), length) };
         Ok(())
     }
 

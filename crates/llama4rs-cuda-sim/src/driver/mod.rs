@@ -71,6 +71,21 @@ unsafe fn put<T>(to: *mut T, value: T) -> Answer {
     Ok(())
 }
 
+/// Copies as much of `text` as fits, with a zero behind it.
+///
+/// # Safety
+/// `to` is null or has room for `room` bytes.
+unsafe fn put_text(text: &str, to: *mut u8, room: usize) {
+    if !to.is_null() && room > 0 {
+        let n = text.len().min(room - 1);
+        // SAFETY: as the caller promises.
+        unsafe {
+            to.copy_from_nonoverlapping(text.as_ptr(), n);
+            to.add(n).write(0);
+        }
+    }
+}
+
 /// Defines entry points: exported, with panics turned into codes.
 macro_rules! entry_points {
     ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {

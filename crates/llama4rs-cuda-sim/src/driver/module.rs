@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::device::{shared_most, MAX_THREADS, SHARED_DEFAULT};
 use super::state::{in_context, Driver};
-use super::{code, entry_points, put, Answer};
+use super::{code, entry_points, put, put_text, Answer};
 use crate::decode;
 use crate::memory::Purpose;
 use crate::program::Kernel;
@@ -125,21 +125,6 @@ impl Driver {
     }
 }
 
-/// Copies as much of `text` as fits, with a zero behind it.
-///
-/// # Safety
-/// `to` is null or has room for `room` bytes.
-unsafe fn copy_text(text: &str, to: *mut u8, room: usize) {
-    if !to.is_null() && room > 0 {
-        let n = text.len().min(room - 1);
-        // SAFETY: as the caller promises.
-        unsafe {
-            to.copy_from_nonoverlapping(text.as_ptr(), n);
-            to.add(n).write(0);
-        }
-    }
-}
-
 /// A name given by the caller.
 ///
 /// # Safety
@@ -199,7 +184,7 @@ entry_points! {
             }
         }
         // SAFETY: the caller's buffer of that size.
-        unsafe { copy_text(&log, buffer, room) };
+        unsafe { put_text(&log, buffer, room) };
         answer
     }
 

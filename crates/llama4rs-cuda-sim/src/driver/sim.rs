@@ -2,24 +2,9 @@
 
 use std::ffi::c_char;
 
+use super::put_text;
 use super::state::driver;
 use crate::counters;
-
-/// Copies text with a zero behind it; returns its whole length.
-///
-/// # Safety
-/// `to` is null or has room for `room` bytes.
-unsafe fn copy(text: &str, to: *mut c_char, room: usize) -> usize {
-    if !to.is_null() && room > 0 {
-        let n = text.len().min(room - 1);
-        // SAFETY: as the caller promises.
-        unsafe {
-            to.cast::<u8>().copy_from_nonoverlapping(text.as_ptr(), n);
-            to.add(n).write(0);
-        }
-    }
-    text.len()
-}
 
 /// All reports since the last clearing, one a line; returns their length in bytes.
 ///
@@ -29,7 +14,8 @@ unsafe fn copy(text: &str, to: *mut c_char, room: usize) -> usize {
 pub unsafe extern "C" fn llama4rs_sim_report(to: *mut c_char, room: usize) -> usize {
     let text = driver().map_or(String::new(), |d| d.reports().join("\n"));
     // SAFETY: as the caller promises.
-    unsafe { copy(&text, to, room) }
+    unsafe { put_text(&text, to.cast(), room) };
+    text.len()
 }
 
 /// Forgets all reports.
@@ -48,7 +34,8 @@ pub extern "C" fn llama4rs_sim_clear_report() {
 pub unsafe extern "C" fn llama4rs_sim_counters(to: *mut c_char, room: usize) -> usize {
     let text = driver().map_or("{}".to_string(), |d| counters::json(&d.counts()));
     // SAFETY: as the caller promises.
-    unsafe { copy(&text, to, room) }
+    unsafe { put_text(&text, to.cast(), room) };
+    text.len()
 }
 
 /// Sets all counts to zero.

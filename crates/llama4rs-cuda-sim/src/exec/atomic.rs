@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::access::read;
-use super::float::half2;
-use super::lanes::{lanes_of, Lanes};
+use super::global::read;
+use super::half::half2;
+use super::lanes::{lanes_of, map1, Lanes};
 use super::warp::{Copy, Exec};
 use crate::program::{Access, Atomic, Float2, FloatMode, Inst, Slot, Target, LANES};
 use crate::report::Fault;
@@ -176,8 +176,22 @@ impl Exec<'_, '_> {
             let first = from[reading.trailing_zeros() as usize];
             let mut sources = from;
             lanes_of(!reading).for_each(|l| sources[l] = first);
-            hosts = self.device(&sources, wanted, reading)?;
-            self.check_written(&sources, wanted, reading)?;
+            // The end of a short source need not exist.
+            let least = lanes_of(reading).map(|l| u64::from(lengths[l])).min().unwrap_or(wanted);
+            let checked = if least.is_power_of_two() { least } else { 1 };
+            self.aligned(&sources, wanted, reading)?;
+            hosts = self.device(&sources, checked, reading)?;
+            for l in lanes_of(reading).filter(|&l| u64::from(lengths[l]) > checked) {
+                let last = sources[l] + u64::from(lengths[l]) - checked;
+                let last = last - last % checked;
+                self.device(&[last; LANES], checked, 1 << l)?;
+            }
+            for at in (0..wanted).step_by(checked as usize) {
+                let here = lanes_of(reading).filter(|&l| at < u64::from(lengths[l]));
+                let here = here.fold(0u32, |m, l| m | 1 << l);
+                let part = map1(&sources, |a| a + at);
+                self.check_written(&part, checked, here)?;
+            }
             self.count_read(&sources, wanted, reading);
         }
         self.count_shared(&to, bytes.into(), mask);

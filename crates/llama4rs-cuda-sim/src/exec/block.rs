@@ -108,12 +108,14 @@ impl Block {
 
     fn report(&self, env: &Env, fault: &Fault, pc: u32, warp: usize) -> Box<Report> {
         let thread = fault.lane.map(|l| env.thread(warp * LANES + l));
+        let line = env.kernel.code.get(pc as usize).map_or(0, |i| i.line);
         Box::new(Report {
             kind: fault.kind,
             kernel: env.kernel.name.clone(),
             block: self.common.id,
             thread,
-            line: env.kernel.code.get(pc as usize).map_or(0, |i| i.line),
+            line,
+            text: env.kernel.line(line).to_string(),
             what: fault.what.clone(),
         })
     }

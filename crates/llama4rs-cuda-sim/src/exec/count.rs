@@ -2,6 +2,7 @@
 
 use super::lanes::{lanes_of, Lanes};
 use super::warp::Exec;
+use crate::program::LANES;
 
 const BANKS: usize = 32;
 
@@ -28,6 +29,9 @@ fn sectors(addresses: &Lanes<u64>, bytes: u64, mask: u32) -> u64 {
 /// take turns. A phase is 32 lanes of up to 4 bytes, 16 of 8, or 8 of 16.
 fn wavefronts(offsets: &Lanes<usize>, bytes: usize, mask: u32) -> u64 {
     let words = bytes.div_ceil(4);
+    if mask == u32::MAX && (1..LANES).all(|l| offsets[l] == offsets[0] + l * bytes) {
+        return words.max(1) as u64;
+    }
     let lanes = 32 / words.min(8);
     let mut total = 0;
     for phase in 0..32 / lanes {

@@ -1,15 +1,13 @@
-//! Single, double and half precision.
+//! Single and double precision.
 //!
 //! Everything is rounded once, to nearest even unless the instruction says
 //! otherwise. The approximate instructions (`ex2`, `rsqrt`, ...) are computed in
 //! double precision and rounded: within the error that PTX allows, but not bit
 //! for bit what a device gives.
 
-use half::f16;
-
-use super::lanes::{map1, map2, map3, Lanes};
+use super::lanes::{map1, map2, map3};
 use super::warp::Exec;
-use crate::program::{Float1, Float2, FloatMode, Half, Inst, Round, Width, LANES};
+use crate::program::{Float1, Float2, FloatMode, Inst, Round, Width};
 
 /// The NaN that single-precision instructions give.
 const NAN32: f32 = f32::from_bits(0x7fff_ffff);
@@ -33,7 +31,7 @@ fn canonical(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn finish(x: f32, mode: FloatMode) -> f32 {
+pub(super) fn finish(x: f32, mode: FloatMode) -> f32 {
     let x = if mode.flush { flush(x) } else { x };
     // A NaN saturates to zero.
     let x = if mode.saturate { x.max(0.0).clamp(0.0, 1.0) } else { x };
@@ -44,25 +42,25 @@ fn finish(x: f32, mode: FloatMode) -> f32 {
 
 /// `fmin` and `fmax` of PTX: a NaN loses, or wins in the `.NaN` forms; -0 < +0.
 #[inline(always)]
-fn extreme(f: Float2, x: f32, y: f32) -> f32 {
+pub(super) fn extreme(f: Float2, x: f32, y: f32) -> f32 {
     let (min, nan) = match f {
         Float2::Min => (true, false),
         Float2::MinNan => (true, true),
         Float2::Max => (false, false),
         _ => (false, true),
     };
-    if x.is_nan() || y.is_nan() {
-        return match (nan, x.is_nan(), y.is_nan()) {
-            (false, true, false) => y,
-            (false, false, true) => x,
-            _ => NAN32,
-        };
-    }
-    let first = if x == y { x.is_sign_negative() } else { x < y };
-    if first == min {
-        x
-    } else {
-        y
+    // Bits in an order that agrees with that of numbers, so that -0 < +0.
+    let key = |v: f32| {
+        let bits = v.to_bits() as i32;
+        bits ^ (((bits >> 31) as u32) >> 1) as i32
+    };
+    let chosen = if (key(x) < key(y)) == min { x } else { y };
+    let (x_nan, y_nan) = (x.is_nan(), y.is_nan());
+    let other = if x_nan { y } else { x };
+    match (nan, x_nan | y_nan) {
+        (_, false) => chosen,
+        (true, true) => NAN32,
+        (false, true) => other,
     }
 }
 
@@ -79,7 +77,7 @@ fn step(x: f32, up: bool) -> f32 {
 
 /// `p + c` in double precision and what rounding lost.
 #[inline(always)]
-fn two_sum(p: f64, c: f64) -> (f64, f64) {
+pub(super) fn two_sum(p: f64, c: f64) -> (f64, f64) {
     let sum = p + c;
     let back = sum - p;
     (sum, (p - (sum - back)) + (c - back))
@@ -88,7 +86,7 @@ fn two_sum(p: f64, c: f64) -> (f64, f64) {
 /// The f32 of the exact value `sum + rest`, with the last bit set if anything
 /// was lost; rounding that once more, to fewer bits, is rounding once.
 #[inline(always)]
-fn odd(sum: f64, rest: f64) -> f32 {
+pub(super) fn odd(sum: f64, rest: f64) -> f32 {
     let near = sum as f32;
     let away = sum - f64::from(near);
     let lost = if away != 0.0 { away } else { rest };
@@ -192,116 +190,6 @@ fn finish_sign(x: f32, mode: FloatMode) -> f32 {
     }
 }
 
-/// The f32 of a 16-bit value.
-#[inline(always)]
-pub fn widen(half: Half, bits: u16) -> f32 {
-    match half {
-        Half::Bf16 => f32::from_bits(u32::from(bits) << 16),
-        Half::F16 => f16::from_bits(bits).to_f32(),
-    }
-}
-
-/// The 16-bit value nearest to `x`, ties to even.
-#[inline(always)]
-pub fn narrow(half: Half, x: f32) -> u16 {
-    match half {
-        Half::Bf16 => {
-            let bits = x.to_bits();
-            if x.is_nan() {
-                0x7fff
-            } else {
-                ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
-            }
-        }
-        Half::F16 if x.is_nan() => 0x7fff,
-        Half::F16 => f16::from_f32(x).to_bits(),
-    }
-}
-
-/// A scalar two-operand instruction in f16 or bf16.
-#[inline(always)]
-pub fn half2(f: Float2, half: Half, mode: FloatMode, x: u16, y: u16) -> u16 {
-    let (x, y) = (widen(half, x), widen(half, y));
-    let value = match f {
-        // Sums of f32 round to odd first, as 24 bits do not hold every exact sum.
-        Float2::Add => {
-            let (sum, rest) = two_sum(x.into(), y.into());
-            odd(sum, rest)
-        }
-        Float2::Sub => {
-            let (sum, rest) = two_sum(x.into(), -f64::from(y));
-            odd(sum, rest)
-        }
-        Float2::Mul => odd(f64::from(x) * f64::from(y), 0.0),
-        Float2::Div => odd(f64::from(x) / f64::from(y), 0.0),
-        _ => extreme(f, x, y),
-    };
-    narrow(half, finish(value, mode))
-}
-
-/// A scalar fma in f16 or bf16.
-#[inline(always)]
-pub fn half_fma(half: Half, mode: FloatMode, x: u16, y: u16, z: u16) -> u16 {
-    let product = f64::from(widen(half, x)) * f64::from(widen(half, y));
-    let (sum, rest) = two_sum(product, widen(half, z).into());
-    narrow(half, finish(odd(sum, rest), mode))
-}
-
-/// The bf16 fma of the high halves of all lanes, in the high halves of the result, in
-/// single precision: with operands of moderate size the product is exact, and what the
-/// sum loses is known. False if an operand is not.
-#[inline(always)]
-fn fma_bf16(a: &Lanes<u32>, b: &Lanes<u32>, c: &Lanes<u32>) -> (Lanes<u32>, bool) {
-    /// 2^-90 to 2^90, without the sign.
-    const MODERATE: std::ops::Range<u32> = (127 - 90) << 23..(127 + 90) << 23;
-    let moderate = |bits: u32| {
-        let size = bits & 0x7fff_ffff;
-        (size == 0) | (size.wrapping_sub(MODERATE.start) < MODERATE.end - MODERATE.start)
-    };
-    let (mut out, mut strange) = ([0; LANES], 0);
-    for l in 0..LANES {
-        let high = |x: u32| f32::from_bits(x & 0xffff_0000);
-        let (x, y, z) = (high(a[l]), high(b[l]), high(c[l]));
-        let product = x * y;
-        let sum = product + z;
-        let back = sum - product;
-        let rest = (product - (sum - back)) + (z - back);
-        // An odd last bit tells that something was lost; the next rounding sees it.
-        let towards = if (rest > 0.0) == (sum > 0.0) { 1 } else { u32::MAX };
-        let bits = sum.to_bits();
-        let step = if (rest != 0.0) & (bits & 1 == 0) { towards } else { 0 };
-        let odd = bits.wrapping_add(step);
-        out[l] = odd.wrapping_add(0x7fff + (odd >> 16 & 1));
-        // Zero times anything finite is an exact zero.
-        let zero = (x == 0.0) | (y == 0.0);
-        let fine = moderate(x.to_bits()) & moderate(y.to_bits()) & moderate(z.to_bits());
-        let exact = zero | moderate(product.to_bits());
-        strange |= u32::from(!(fine & exact));
-    }
-    (out, strange == 0)
-}
-
-/// A scalar one-operand instruction in f16 or bf16.
-#[inline(always)]
-pub fn half1(f: Float1, half: Half, x: u16) -> u16 {
-    match f {
-        Float1::Neg => x ^ 0x8000,
-        Float1::Abs => x & 0x7fff,
-        Float1::Ex2 => narrow(half, odd(f64::from(widen(half, x)).exp2(), 0.0)),
-        _ => narrow(half, odd(f64::from(widen(half, x)).tanh(), 0.0)),
-    }
-}
-
-#[inline(always)]
-fn both1(x: u32, f: impl Fn(u16) -> u16) -> u32 {
-    u32::from(f(x as u16)) | u32::from(f((x >> 16) as u16)) << 16
-}
-
-#[inline(always)]
-fn both2(x: u32, y: u32, f: impl Fn(u16, u16) -> u16) -> u32 {
-    u32::from(f(x as u16, y as u16)) | u32::from(f((x >> 16) as u16, (y >> 16) as u16)) << 16
-}
-
 impl Exec<'_, '_> {
     #[inline(always)]
     pub(super) fn float2(
@@ -389,71 +277,6 @@ impl Exec<'_, '_> {
             })
         };
         let out = if mode == FloatMode::PLAIN { three(FloatMode::PLAIN) } else { three(mode) };
-        self.set(inst.d, &out, mask);
-    }
-
-    #[inline(always)]
-    pub(super) fn half2_at(
-        &mut self,
-        f: Float2,
-        half: Half,
-        pair: bool,
-        mode: FloatMode,
-        inst: &Inst,
-        mask: u32,
-    ) {
-        if pair {
-            let (a, b) = (self.get::<u32>(inst.a), self.get::<u32>(inst.b));
-            let out = map2(a, b, |x, y| both2(x, y, |x, y| half2(f, half, mode, x, y)));
-            self.set(inst.d, &out, mask);
-        } else {
-            let (a, b) = (self.get::<u16>(inst.a), self.get::<u16>(inst.b));
-            let out = map2(a, b, |x, y| half2(f, half, mode, x, y));
-            self.set(inst.d, &out, mask);
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn half1_at(&mut self, f: Float1, half: Half, pair: bool, inst: &Inst, mask: u32) {
-        if pair {
-            let out = map1(self.get::<u32>(inst.a), |x| both1(x, |x| half1(f, half, x)));
-            self.set(inst.d, &out, mask);
-        } else {
-            let out = map1(self.get::<u16>(inst.a), |x| half1(f, half, x));
-            self.set(inst.d, &out, mask);
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn half_fma_at(
-        &mut self,
-        half: Half,
-        pair: bool,
-        mode: FloatMode,
-        inst: &Inst,
-        mask: u32,
-    ) {
-        if !pair {
-            let (a, b) = (self.get::<u16>(inst.a), self.get::<u16>(inst.b));
-            let c = self.get::<u16>(inst.c);
-            let out = map3(a, b, c, |x, y, z| half_fma(half, mode, x, y, z));
-            return self.set(inst.d, &out, mask);
-        }
-        let (a, b, c) = (self.get::<u32>(inst.a), self.get::<u32>(inst.b), self.get::<u32>(inst.c));
-        if half == Half::Bf16 && mode == FloatMode::PLAIN {
-            let (low, plain) =
-                fma_bf16(&map1(a, |x| x << 16), &map1(b, |x| x << 16), &map1(c, |x| x << 16));
-            let (high, also) = fma_bf16(a, b, c);
-            if plain && also {
-                let out = map2(&low, &high, |x, y| x >> 16 | y & 0xffff_0000);
-                return self.set(inst.d, &out, mask);
-            }
-        }
-        let out = map3(a, b, c, |x, y, z| {
-            let low = half_fma(half, mode, x as u16, y as u16, z as u16);
-            let high = half_fma(half, mode, (x >> 16) as u16, (y >> 16) as u16, (z >> 16) as u16);
-            u32::from(low) | u32::from(high) << 16
-        });
         self.set(inst.d, &out, mask);
     }
 }

@@ -199,6 +199,7 @@ fn endless(env: &Env, block: &Block) -> Box<Report> {
         block: block.common.id,
         thread: None,
         line: 0,
+        text: String::new(),
         what: format!(
             "the kernel does not seem to end{}",
             if env.cooperative {

@@ -6,7 +6,7 @@
 //! one fused multiply-add. A device adds groups of products in an order and width
 //! of its own, so results may differ from it in the last bits.
 
-use super::float::{narrow, widen};
+use super::half::{narrow, widen};
 use super::lanes::Lanes;
 use super::warp::{Exec, Flow};
 use crate::program::{Half, Inst, Mma, LANES};

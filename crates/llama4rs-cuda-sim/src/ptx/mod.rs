@@ -149,8 +149,10 @@ pub enum Operand {
 }
 
 /// A whole module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Module {
+    /// The text.
+    pub source: std::sync::Arc<str>,
     /// Such as `sm_80`.
     pub target: String,
     /// Variables outside functions.

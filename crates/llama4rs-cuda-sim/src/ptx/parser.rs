@@ -10,7 +10,12 @@ use super::{
 pub fn parse(source: &str) -> Result<Module, PtxError> {
     let tokens = tokens(source)?;
     let mut parser = Parser { tokens: &tokens, at: 0 };
-    let mut module = Module::default();
+    let mut module = Module {
+        source: source.into(),
+        target: String::new(),
+        variables: Vec::new(),
+        functions: Vec::new(),
+    };
     while parser.at < parser.tokens.len() {
         parser.top_level(&mut module)?;
     }
