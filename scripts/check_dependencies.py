@@ -16,10 +16,11 @@ ALLOWED = {
     "checkpoint": {"tensor"},
     "cpu": {"tensor"},
     "cuda-sim": set(),
+    "cuda": {"tensor"},
     "kv-cache": {"tensor"},
     "model": {"tensor", "checkpoint", "kv-cache"},
     "engine": {"tensor", "kv-cache", "model"},
-    "python": {"tensor", "checkpoint", "cpu", "kv-cache", "engine", "model"},
+    "python": {"tensor", "checkpoint", "cpu", "cuda", "kv-cache", "engine", "model"},
 }
 
 

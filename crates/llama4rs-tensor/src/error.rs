@@ -51,6 +51,9 @@ pub enum Error {
         /// How much was asked.
         bytes: usize,
     },
+    /// A device is not there, cannot be used, or failed.
+    #[error("{0}")]
+    Device(String),
 }
 
 impl Error {

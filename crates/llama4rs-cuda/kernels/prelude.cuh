@@ -1,0 +1,171 @@
+// What every kernel file is compiled behind: names of types and all inline PTX.
+// There are no headers at run time; kernels contain no asm of their own.
+// Compiled with --fmad=false: a product and a sum are fused only where fmaf says so,
+// so that a row's bits do not depend on the kernel variant that computed it.
+
+#pragma nv_diag_suppress 177 // no kernel file uses all of this
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef signed char i8;
+typedef short i16;
+typedef int i32;
+typedef long long i64;
+
+#define DEVICE __device__ __forceinline__
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL_OCCUPANCY(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+#define SHARED __shared__ __align__(16)
+// Shared memory whose size the launch gives.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
+
+constexpr u32 FULL_WARP = 0xFFFFFFFFu;
+constexpr u32 WARP = 32;
+
+// ---- numbers
+
+DEVICE float infinity() { return __uint_as_float(0x7F800000u); }
+DEVICE u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// bf16 is carried as u16, or as a pair in a u32 whose low half is the lower index.
+DEVICE float bf16_to_f32(u16 x) { return __uint_as_float((u32)x << 16); }
+DEVICE float bf16_low(u32 pair) { return __uint_as_float(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+// To nearest even.
+DEVICE u32 bf16_pack(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+DEVICE u16 f32_to_bf16(float x) { return (u16)bf16_pack(x, 0.0f); }
+DEVICE u32 bf16_fma2(u32 a, u32 b, u32 c) {
+  u32 d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+// 2^x within 2 ulp; zero for minus infinity.
+DEVICE float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Any function of three bits: bit 4a + 2b + c of TABLE.
+template <u32 TABLE> DEVICE u32 lop3(u32 a, u32 b, u32 c) {
+  u32 d;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
+  return d;
+}
+// c + the dot product of four signed bytes each.
+DEVICE i32 dot4(i32 a, i32 b, i32 c) { return __dp4a(a, b, c); }
+
+// ---- across a warp; every lane must call, and every lane gets the result
+
+DEVICE float warp_sum(float x) {
+#pragma unroll
+  for (u32 offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(FULL_WARP, x, offset);
+  return x;
+}
+DEVICE float warp_max(float x) {
+#pragma unroll
+  for (u32 offset = 16; offset; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, offset));
+  return x;
+}
+// The sum over a block of THREADS threads, in a fixed order, for every thread.
+template <u32 THREADS> DEVICE float block_sum(float x) {
+  SHARED float parts[THREADS / WARP];
+  x = warp_sum(x);
+  __syncthreads(); // the parts of an earlier sum have been read
+  if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (u32 warp = 0; warp < THREADS / WARP; warp++) total += parts[warp];
+  return total;
+}
+
+// ---- memory
+
+DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+// 16 bytes that are read once: weights.
+DEVICE uint4 load_stream(const void *pointer) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(pointer));
+  return v;
+}
+// 16 bytes to shared memory, or 16 zero bytes where `inside` is false (nothing is read then).
+DEVICE void copy16_async(void *shared, const void *global, bool inside) {
+  u32 bytes = inside ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most PENDING committed groups are under way.
+template <int PENDING> DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+DEVICE u32 load_acquire(const u32 *pointer) {
+  u32 v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(pointer) : "memory");
+  return v;
+}
+DEVICE u32 add_release(u32 *pointer, u32 x) {
+  u32 before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before) : "l"(pointer), "r"(x) : "memory");
+  return before;
+}
+
+// ---- tensor cores; lane = 4g + t
+// d += a (16 x 16) * b (16 x 8), bf16 with single-precision sums.
+// a: {row g | row g+8 | row g, cols +8 | row g+8, cols +8} cols 2t, 2t+1; b: rows 2t, 2t+1 (| +8) of
+// column g; d: {row g, cols 2t, 2t+1 | row g+8}.
+DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+               "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Four 8 x 8 matrices of 16-bit elements; lanes 8i .. 8i+7 give the rows' addresses of matrix i.
+DEVICE void load_matrices(u32 (&r)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row)) : "memory");
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row)) : "memory");
+}
+
+// ---- packed weights (docs/format.md): panels of 16 interleaved rows in 64-byte lines, one 32-bit
+// word a row and line
+
+enum Format { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+
+// Inputs in one line.
+template <int FORMAT> struct Line { static constexpr u32 COLS = 1u << FORMAT; };
+
+// The codes of a word as floats, scales not applied, in the order of their inputs.
+template <int FORMAT> DEVICE void decode_word(u32 word, float (&w)[Line<FORMAT>::COLS]) {
+  if constexpr (FORMAT == F32) {
+    w[0] = __uint_as_float(word);
+  } else if constexpr (FORMAT == BF16) {
+    w[0] = bf16_low(word);
+    w[1] = bf16_high(word);
+  } else if constexpr (FORMAT == INT8) {
+    // 2^23 + code + 128, minus 2^23 + 128.
+#pragma unroll
+    for (u32 j = 0; j < 4; j++)
+      w[j] = __uint_as_float(__byte_perm(word, 0x4B000000u, 0x7440u + j)) - 8388736.0f;
+  } else {
+    u32 low = word & 0x0F0F0F0Fu, high = (word >> 4) & 0x0F0F0F0Fu;
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+      w[j] = __uint_as_float(__byte_perm(low, 0x4B000000u, 0x7440u + j)) - 8388616.0f;
+      w[4 + j] = __uint_as_float(__byte_perm(high, 0x4B000000u, 0x7440u + j)) - 8388616.0f;
+    }
+  }
+}

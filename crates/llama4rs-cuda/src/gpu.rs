@@ -1,0 +1,119 @@
+//! One opened device: its context, its stream, what was loaded onto it.
+
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::{result, sys};
+use llama4rs_tensor::Result;
+
+use crate::driver::{devices, driver_version, DeviceInfo, OLDEST_ARCHITECTURE};
+use crate::error::{device, During};
+use crate::kernels::Library;
+use crate::memory::FreeMemory;
+use crate::nvrtc::{Architecture, Nvrtc};
+use crate::upload::Staging;
+
+/// A device that is in use.
+pub(crate) struct Gpu {
+    pub info: DeviceInfo,
+    handle: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    pub free: Mutex<FreeMemory>,
+    pub staging: Mutex<Option<Staging>>,
+    pub library: Library,
+}
+
+// SAFETY: contexts and streams may be used by any thread that makes the context
+// current, which `bind` does.
+unsafe impl Send for Gpu {}
+// SAFETY: the driver's calls on a stream are thread-safe.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    /// Opens device `ordinal` and loads the compiler, looking into `nvrtc_folders` first.
+    pub fn open(ordinal: usize, nvrtc_folders: &[std::path::PathBuf]) -> Result<Arc<Self>> {
+        let all = devices()?;
+        let count = all.len();
+        let info = all.into_iter().nth(ordinal).ok_or_else(|| {
+            device(format!("there is no CUDA device {ordinal}: this machine has {count}"))
+        })?;
+        if info.capability < OLDEST_ARCHITECTURE {
+            return Err(device(format!(
+                "{} has compute capability {}.{}, and {}.{} (Ampere) is needed",
+                info.name,
+                info.capability.0,
+                info.capability.1,
+                OLDEST_ARCHITECTURE.0,
+                OLDEST_ARCHITECTURE.1
+            )));
+        }
+        let nvrtc = Nvrtc::load(nvrtc_folders)?;
+        nvrtc.check_driver(driver_version()?)?;
+        let architecture = Architecture::of(&info);
+        let handle = result::device::get(ordinal as i32).during("open the device")?;
+        // SAFETY: `handle` came from the driver; released in `drop`.
+        let context =
+            unsafe { result::primary_ctx::retain(handle) }.during("make the device's context")?;
+        // SAFETY: the context was just retained.
+        let stream = unsafe { result::ctx::set_current(context) }
+            .and_then(|()| result::stream::create(result::stream::StreamKind::NonBlocking))
+            .during("make a stream");
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                // SAFETY: retained above; nothing uses it. A failure has nobody to be told.
+                let _ = unsafe { result::primary_ctx::release(handle) };
+                return Err(error);
+            }
+        };
+        Ok(Arc::new(Self {
+            info,
+            handle,
+            context,
+            stream,
+            free: Mutex::default(),
+            staging: Mutex::default(),
+            library: Library::new(nvrtc, architecture),
+        }))
+    }
+
+    /// Makes the device's context the calling thread's; every call to the driver needs it.
+    pub fn bind(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.during("use the device's context")
+    }
+
+    /// The stream of all work.
+    pub fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Waits for all work; an error of an earlier kernel comes out here.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.during("finish its work")
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        result::mem_get_info().during("read how much memory is free")
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let finished = self.synchronize();
+        self.staging.get_mut().unwrap_or_else(|p| p.into_inner()).take();
+        self.free.get_mut().unwrap_or_else(|p| p.into_inner()).release();
+        self.library.unload();
+        // A stream or context that cannot be given back has nobody to be told.
+        if finished.is_ok() {
+            // SAFETY: created in `open`, used by nobody else any more.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+        // SAFETY: retained in `open`.
+        let _ = unsafe { result::primary_ctx::release(self.handle) };
+    }
+}

@@ -1,0 +1,146 @@
+//! The kernels' sources, and the code that was made of them.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use llama4rs_tensor::Result;
+
+use crate::binaries::Binaries;
+use crate::gpu::Gpu;
+use crate::module::{Kernel, Module};
+use crate::nvrtc::{Architecture, Compiled, Nvrtc};
+
+const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
+
+/// One file of kernels, and the constants that it is compiled with.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelSource {
+    /// The file's name.
+    pub name: &'static str,
+    text: &'static str,
+    /// Constants `(name, value)` that the tests and the resource budget use; a
+    /// launch brings its own.
+    pub examples: &'static [&'static [(&'static str, u32)]],
+}
+
+/// Files of `kernels/`, each with the constants that its examples are compiled with.
+macro_rules! sources {
+    ($($constant:ident = $name:literal, $examples:expr;)*) => {
+        $(pub(crate) const $constant: KernelSource = KernelSource {
+            name: $name,
+            text: include_str!(concat!("../kernels/", $name)),
+            examples: $examples,
+        };)*
+
+        /// Every file of kernels.
+        pub fn all_kernels() -> &'static [KernelSource] {
+            &[$($constant),*]
+        }
+    };
+}
+
+sources! {
+    ROWS = "rows.cu", &[&[]];
+}
+
+/// Constants of one compilation.
+pub(crate) type Constants = Vec<(&'static str, u32)>;
+
+impl KernelSource {
+    /// Compiles the file with some constants.
+    pub fn compile(
+        &self,
+        nvrtc: &Nvrtc,
+        architecture: &Architecture,
+        constants: &[(&str, u32)],
+    ) -> Result<Compiled> {
+        nvrtc.compile(self.name, &self.full_text(), architecture, &options(architecture, constants))
+    }
+
+    fn full_text(&self) -> String {
+        format!("{PRELUDE}\n#line 1 \"{}\"\n{}", self.name, self.text)
+    }
+}
+
+fn options(architecture: &Architecture, constants: &[(&str, u32)]) -> Vec<String> {
+    let mut options = vec!["--std=c++17".to_owned(), "--fmad=false".to_owned()];
+    if matches!(architecture, Architecture::Binary(_)) {
+        options.push("--ptxas-options=-v".to_owned());
+    }
+    options.extend(constants.iter().map(|(name, value)| format!("-D{name}={value}")));
+    options
+}
+
+/// The compiler, and what was loaded onto a device.
+pub(crate) struct Library {
+    nvrtc: Nvrtc,
+    architecture: Architecture,
+    binaries: Binaries,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<(&'static str, Constants), Module>,
+    kernels: HashMap<(&'static str, Constants, usize), Kernel>,
+}
+
+impl Library {
+    pub fn new(nvrtc: Nvrtc, architecture: Architecture) -> Self {
+        let binaries = Binaries::of_user();
+        Self { nvrtc, architecture, binaries, loaded: Mutex::default() }
+    }
+
+    pub fn nvrtc(&self) -> &Nvrtc {
+        &self.nvrtc
+    }
+
+    /// A kernel of `source` compiled with `constants`, which may use `shared`
+    /// bytes of dynamic shared memory; the first call compiles and loads.
+    pub fn kernel(
+        &self,
+        gpu: &Gpu,
+        source: &KernelSource,
+        name: &'static str,
+        constants: &[(&'static str, u32)],
+        shared: usize,
+    ) -> Result<Kernel> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let Loaded { modules, kernels } = &mut *loaded;
+        let key = (name, constants.to_vec(), shared);
+        if let Some(kernel) = kernels.get(&key) {
+            return Ok(*kernel);
+        }
+        let module = match modules.entry((source.name, constants.to_vec())) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                entry.insert(self.load(gpu, source, constants)?)
+            }
+        };
+        let kernel = module.kernel(gpu, name, shared)?;
+        kernels.insert(key, kernel);
+        Ok(kernel)
+    }
+
+    fn load(&self, gpu: &Gpu, source: &KernelSource, constants: &[(&str, u32)]) -> Result<Module> {
+        let version = format!("{:?}", self.nvrtc.version());
+        let options = options(&self.architecture, constants).join("\n");
+        let text = source.full_text();
+        let key = Binaries::key(&[&text, &options, &version, self.architecture.name()]);
+        if let Some(code) = self.binaries.load(&key) {
+            if let Ok(module) = Module::load(gpu, source.name, &code) {
+                return Ok(module);
+            }
+        }
+        let compiled = source.compile(&self.nvrtc, &self.architecture, constants)?;
+        let module = Module::load(gpu, source.name, &compiled.code)?;
+        self.binaries.store(&key, &compiled.code);
+        Ok(module)
+    }
+
+    /// Gives all code back to the driver.
+    pub fn unload(&mut self) {
+        let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(loaded).modules.into_values().for_each(Module::unload);
+    }
+}

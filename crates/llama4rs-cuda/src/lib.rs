@@ -1,0 +1,29 @@
+//! The CUDA side of llama4rs: [`Cuda`] implements [`llama4rs_tensor::Backend`] on one NVIDIA GPU.
+//!
+//! Nothing of CUDA is needed to build this crate, or to run it without a GPU:
+//! the driver and NVRTC, the run-time compiler, are looked for when a device is
+//! opened, and what is missing becomes an error that says so.
+//!
+//! - `driver` looks for the driver and its devices; `gpu` is an opened one;
+//! - `memory`, `upload` and `module` are thin owners of what the driver hands out;
+//! - `nvrtc` compiles, `binaries` keeps what was compiled on disk, `resources`
+//!   reads the compiler's report;
+//! - `kernels/*.cu` are the kernels, `kernels/prelude.cuh` what they are
+//!   compiled behind; each file of `src/ops` launches those of one family.
+//!
+//! All work of a device is on one stream: what is launched later sees what was
+//! launched before, and memory that is given back is reused in that order.
+
+mod binaries;
+mod driver;
+mod error;
+mod gpu;
+mod kernels;
+mod memory;
+mod module;
+pub mod nvrtc;
+pub mod resources;
+mod upload;
+
+pub use driver::{devices, driver_version, DeviceInfo};
+pub use kernels::{all_kernels, KernelSource};

@@ -1,0 +1,190 @@
+//! Loaded code, its kernels, and launching them.
+
+use std::ffi::{c_uint, c_void, CString};
+
+use cudarc::driver::{result, sys};
+use llama4rs_tensor::{Error, Result};
+
+use crate::error::{device, words, During};
+use crate::gpu::Gpu;
+use crate::memory::Buffer;
+
+/// Loaded code. It lives as long as its device: [`Module::unload`] is for the end.
+pub(crate) struct Module {
+    handle: sys::CUmodule,
+}
+
+// SAFETY: a module's handle may be used by any thread with the context current.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Module {
+    /// Loads a CUBIN or zero-terminated PTX; an error holds the loader's log.
+    pub fn load(gpu: &Gpu, name: &str, code: &[u8]) -> Result<Self> {
+        use sys::CUjit_option::{
+            CU_JIT_ERROR_LOG_BUFFER as Log, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as LogSize,
+        };
+        gpu.bind()?;
+        let mut log = vec![0u8; 8192];
+        let mut options = [Log, LogSize];
+        let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), log.len() as *mut c_void];
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: `code` is what the compiler made for this device; the log has the size it says.
+        let loaded = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut handle,
+                code.as_ptr().cast(),
+                options.len() as c_uint,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        loaded.result().map_err(|error| {
+            let log = String::from_utf8_lossy(&log);
+            let log = log.trim_end_matches('\0');
+            device(format!("CUDA cannot load {name}: {}\n{log}", words(error)))
+        })?;
+        Ok(Self { handle })
+    }
+
+    /// The kernel of a name, with leave to use `shared` bytes of dynamic shared memory.
+    pub fn kernel(&self, gpu: &Gpu, name: &'static str, shared: usize) -> Result<Kernel> {
+        gpu.bind()?;
+        let text = CString::new(name).map_err(|_| device("a kernel's name has a zero byte"))?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(self.handle, text) }
+            .during(&format!("find the kernel {name}"))?;
+        if shared > DEFAULT_SHARED {
+            if shared > gpu.info.shared_memory {
+                let (limit, gpu) = (gpu.info.shared_memory, &gpu.info.name);
+                return Err(Error::shape(
+                    name,
+                    format!("at most {limit} bytes of shared memory on {gpu}"),
+                    shared,
+                ));
+            }
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as Most;
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { result::function::set_function_attribute(function, Most, shared as i32) }
+                .during(&format!("give {shared} bytes of shared memory to {name}"))?;
+        }
+        Ok(Kernel { name, function, shared })
+    }
+
+    /// Gives the code back; its kernels must not be launched any more.
+    pub fn unload(self) {
+        // SAFETY: loaded in `load`; the caller's promise. A failure has nobody to be told.
+        let _ = unsafe { result::module::unload(self.handle) };
+    }
+}
+
+/// Dynamic shared memory that needs no leave.
+const DEFAULT_SHARED: usize = 48 << 10;
+
+/// A kernel that can be launched.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    name: &'static str,
+    function: sys::CUfunction,
+    shared: usize,
+}
+
+// SAFETY: a function's handle may be used by any thread with the context current.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+/// One argument of a kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Argument(u64);
+
+/// What can be an argument.
+pub(crate) trait AsArgument {
+    /// The argument's bytes.
+    fn argument(self) -> Result<Argument>;
+}
+
+impl<T: crate::memory::Plain> AsArgument for &Buffer<T> {
+    fn argument(self) -> Result<Argument> {
+        Ok(Argument(self.address()))
+    }
+}
+
+impl AsArgument for u64 {
+    fn argument(self) -> Result<Argument> {
+        Ok(Argument(self))
+    }
+}
+
+impl AsArgument for u32 {
+    fn argument(self) -> Result<Argument> {
+        Ok(Argument(self.into()))
+    }
+}
+
+impl AsArgument for f32 {
+    fn argument(self) -> Result<Argument> {
+        Ok(Argument(self.to_bits().into()))
+    }
+}
+
+impl AsArgument for usize {
+    /// A size, which kernels take as `u32`.
+    fn argument(self) -> Result<Argument> {
+        let small = u32::try_from(self);
+        small
+            .map(|size| Argument(size.into()))
+            .map_err(|_| Error::shape("kernel", "sizes below 2^32", self))
+    }
+}
+
+/// Arguments in the order of the kernel's parameters; sizes become `u32`.
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {
+        [$($crate::module::AsArgument::argument($argument)?),*]
+    };
+}
+pub(crate) use arguments;
+
+impl Kernel {
+    /// Queues `blocks` blocks of `threads` threads; nothing when there are none.
+    ///
+    /// The arguments' types are those of the kernel's parameters, and every
+    /// address has the room that the kernel uses: each caller checks its shapes.
+    pub fn launch(
+        &self,
+        gpu: &Gpu,
+        blocks: [usize; 3],
+        threads: u32,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        if blocks.contains(&0) {
+            return Ok(());
+        }
+        if blocks[0] > i32::MAX as usize || blocks[1] > 65535 || blocks[2] > 65535 {
+            let most = "2^31 x 65535 x 65535 blocks";
+            return Err(Error::shape(self.name, most, format!("{blocks:?}")));
+        }
+        gpu.bind()?;
+        let mut pointers: Vec<*mut c_void> =
+            arguments.iter().map(|a| std::ptr::from_ref(&a.0).cast_mut().cast()).collect();
+        let [x, y, z] = blocks.map(|count| count as c_uint);
+        // SAFETY: the arguments outlive the call, which copies them (a 4-byte one is
+        // the low half of its 8 bytes); the callers checked what they point to.
+        unsafe {
+            result::launch_kernel(
+                self.function,
+                (x, y, z),
+                (threads, 1, 1),
+                self.shared as c_uint,
+                gpu.stream(),
+                &mut pointers,
+            )
+        }
+        .during(&format!("launch {}", self.name))
+    }
+}
+
+// An argument's first bytes are the low ones.
+const _: () = assert!(cfg!(target_endian = "little"));

@@ -1,0 +1,113 @@
+//! Bringing bytes to the device: large ones through pinned memory, small ones once.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::{result, sys};
+use llama4rs_tensor::{Error, Result};
+
+use crate::error::During;
+use crate::gpu::Gpu;
+use crate::memory::Buffer;
+
+const STAGE_BYTES: usize = 16 << 20;
+
+/// Two pieces of pinned memory: one is filled while the other is copied.
+pub(crate) struct Staging {
+    stages: [Stage; 2],
+}
+
+struct Stage {
+    memory: *mut c_void,
+    copied: sys::CUevent,
+}
+
+// SAFETY: the memory and the event belong to the stage alone.
+unsafe impl Send for Stage {}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let refused = Error::OutOfMemory { what: "pinned memory", bytes: STAGE_BYTES };
+        // SAFETY: a context is current; freed in `drop`.
+        let memory = unsafe { result::malloc_host(STAGE_BYTES, 0) }.map_err(|_| refused)?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        match event.during("make an event") {
+            Ok(copied) => Ok(Self { memory, copied }),
+            Err(error) => {
+                // SAFETY: allocated above. A failure has nobody to be told.
+                let _ = unsafe { result::free_host(memory) };
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`; the stream has finished when staging goes.
+        // Failures have nobody to be told.
+        unsafe {
+            let _ = result::event::destroy(self.copied);
+            let _ = result::free_host(self.memory);
+        }
+    }
+}
+
+/// Copies `bytes` to the beginning of `to`; they are on their way when this returns.
+pub(crate) fn upload(gpu: &Gpu, bytes: &[u8], to: &mut Buffer<u8>) -> Result<()> {
+    assert!(bytes.len() <= to.len(), "more bytes than the buffer holds");
+    if bytes.len() <= STAGE_BYTES / 16 {
+        return to.write(bytes);
+    }
+    gpu.bind()?;
+    let mut staging = gpu.staging.lock().unwrap_or_else(|p| p.into_inner());
+    let stages = match &mut *staging {
+        Some(staging) => &staging.stages,
+        empty => &empty.insert(Staging { stages: [Stage::new()?, Stage::new()?] }).stages,
+    };
+    for (i, part) in bytes.chunks(STAGE_BYTES).enumerate() {
+        let stage = &stages[i % 2];
+        // SAFETY: the stage's memory is as long as a part, and its last copy has
+        // finished once its event has (an event never recorded has); the target
+        // range is inside of the buffer.
+        unsafe {
+            result::event::synchronize(stage.copied).during("wait for a copy")?;
+            std::ptr::copy_nonoverlapping(part.as_ptr(), stage.memory.cast(), part.len());
+            let pinned = std::slice::from_raw_parts(stage.memory.cast::<u8>(), part.len());
+            result::memcpy_htod_async(to.offset(i * STAGE_BYTES), pinned, gpu.stream())
+                .during("copy to the device")?;
+            result::event::record(stage.copied, gpu.stream()).during("record an event")?;
+        }
+    }
+    Ok(())
+}
+
+/// How many lists are remembered: slots and spans of two pools, ids and rows, twice.
+const REMEMBERED: usize = 12;
+
+/// Lists that every layer of a step brings again: the device has them already.
+#[derive(Default)]
+pub(crate) struct Uploads {
+    /// Oldest first.
+    lists: Vec<(Vec<u32>, Arc<Buffer<u32>>)>,
+}
+
+impl Uploads {
+    /// `list` on the device.
+    pub fn get(&mut self, gpu: &Arc<Gpu>, list: &[u32]) -> Result<Arc<Buffer<u32>>> {
+        let known = self.lists.iter().position(|(known, _)| known == list);
+        let entry = match known {
+            Some(index) => self.lists.remove(index),
+            None => {
+                let buffer = Buffer::of(gpu, list, "lists of a step")?;
+                if self.lists.len() == REMEMBERED {
+                    self.lists.remove(0);
+                }
+                (list.to_vec(), Arc::new(buffer))
+            }
+        };
+        let buffer = entry.1.clone();
+        self.lists.push(entry);
+        Ok(buffer)
+    }
+}
