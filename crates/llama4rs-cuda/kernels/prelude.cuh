@@ -146,16 +146,16 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], const void *row) {
 enum Format { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 
 // Inputs in one line.
-template <int FORMAT> struct Line { static constexpr u32 COLS = 1u << FORMAT; };
+template <int KIND> struct Line { static constexpr u32 COLS = 1u << KIND; };
 
 // The codes of a word as floats, scales not applied, in the order of their inputs.
-template <int FORMAT> DEVICE void decode_word(u32 word, float (&w)[Line<FORMAT>::COLS]) {
-  if constexpr (FORMAT == F32) {
+template <int KIND> DEVICE void decode_word(u32 word, float (&w)[Line<KIND>::COLS]) {
+  if constexpr (KIND == F32) {
     w[0] = __uint_as_float(word);
-  } else if constexpr (FORMAT == BF16) {
+  } else if constexpr (KIND == BF16) {
     w[0] = bf16_low(word);
     w[1] = bf16_high(word);
-  } else if constexpr (FORMAT == INT8) {
+  } else if constexpr (KIND == INT8) {
     // 2^23 + code + 128, minus 2^23 + 128.
 #pragma unroll
     for (u32 j = 0; j < 4; j++)

@@ -41,6 +41,24 @@ macro_rules! sources {
 
 sources! {
     ROWS = "rows.cu", &[&[]];
+    NORM = "norm.cu", &[&[]];
+    EMBED = "embed.cu", &[&[("FORMAT", 3), ("GROUP", 64)]];
+    MATMUL_EXACT = "matmul_exact.cu", &[
+        &[("FORMAT", 0), ("GROUP", 0), ("TOKENS", 8), ("VECTOR", 1)],
+        &[("FORMAT", 1), ("GROUP", 0), ("TOKENS", 8), ("VECTOR", 1)],
+        &[("FORMAT", 2), ("GROUP", 64), ("TOKENS", 8), ("VECTOR", 1)],
+        &[("FORMAT", 3), ("GROUP", 64), ("TOKENS", 1), ("VECTOR", 1)],
+        &[("FORMAT", 3), ("GROUP", 128), ("TOKENS", 8), ("VECTOR", 1)],
+    ];
+    EXPERTS = "experts.cu", &[&[]];
+    KV_PAGES = "kv_pages.cu", &[
+        &[("HEAD_DIM", 128), ("KV_HEADS", 8), ("PAGE_TOKENS", 64), ("KV_BF16", 1)],
+    ];
+    ATTENTION_EXACT = "attention_exact.cu", &[
+        &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 1), ("KV_BF16", 1)],
+        &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 3), ("KV_BF16", 1)],
+        &[("HEAD_DIM", 88), ("GROUP_HEADS", 1), ("ROWS", 16), ("KV_BF16", 0)],
+    ];
 }
 
 /// Constants of one compilation.
