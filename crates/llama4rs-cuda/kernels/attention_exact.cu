@@ -1,7 +1,8 @@
 // Attention in single precision: softmax(scale * q kᵀ) v per query head.
 //
 // Constants: HEAD_DIM; GROUP_HEADS: query heads of a key/value head; ROWS: query rows of a block;
-// KV_BF16: 1 when keys and values are bf16, else single precision.
+// KV_BF16: 1 when keys and values are bf16, else single precision; CODE_BITS: 4 or 8 when pages may
+// be sealed (the layout is drawn in llama4rs-tensor/src/kv.rs), else 0.
 //
 // A block takes up to ROWS query rows that see the same keys, for one key/value head. It goes
 // through the keys in blocks of 64, and 512 keys make a *split*. Within a split the softmax is a
@@ -46,6 +47,54 @@ struct Shared {
   Factors factors[QUERIES];
 };
 
+// Keys and values of 64 tokens: [64][HEAD_DIM], `stride` elements apart, or one head of a sealed page.
+struct Block {
+  const Element *keys, *values;
+  u64 stride;
+  const u8 *sealed;
+};
+
+#if CODE_BITS
+constexpr u32 PER_WORD = 32 / CODE_BITS, SEALED_WIDTH = (HEAD_DIM + 15) / 16 * 16;
+constexpr u32 KEY_CODES = 4 * SEALED_WIDTH, CODE_BYTES = KEYS * SEALED_WIDTH * CODE_BITS / 8;
+constexpr u32 VALUE_SCALES = KEY_CODES + CODE_BYTES, VALUE_CODES = VALUE_SCALES + 4 * KEYS;
+constexpr u32 SEALED_BYTES = VALUE_CODES + CODE_BYTES;
+constexpr i32 CODE_ZERO = 1 << (CODE_BITS - 1);
+
+// centre + step * (code - zero); the steps follow `count` centres.
+DEVICE float unseal(const u8 *scales, u32 count, u32 index, u32 code) {
+  const u16 *halves = reinterpret_cast<const u16 *>(scales);
+  return fmaf(f16_to_f32(halves[count + index]), (float)((i32)code - CODE_ZERO),
+              f16_to_f32(halves[index]));
+}
+// Code `i` of a word, in the order of docs: bytes first, then high nibbles.
+DEVICE u32 code_of(u32 word, u32 i) {
+  return word >> (i % 4 * 8 + i / 4 * 4) & ((1u << CODE_BITS) - 1);
+}
+
+DEVICE void load_sealed_keys(Shared &s, const u8 *head) {
+  const u32 *words = reinterpret_cast<const u32 *>(head + KEY_CODES);
+  for (u32 i = threadIdx.x; i < KEYS * SEALED_WIDTH / PER_WORD; i += THREADS) {
+    u32 lane = i % 16, line = i / 16, at = line % (SEALED_WIDTH / PER_WORD) * PER_WORD;
+    u32 key = line / (SEALED_WIDTH / PER_WORD) * 16 + lane;
+#pragma unroll
+    for (u32 j = 0; j < PER_WORD; j++)
+      if (at + j < WIDTH)
+        s.keys[key][at + j] = at + j < HEAD_DIM
+            ? unseal(head, SEALED_WIDTH, at + j, code_of(words[i], j)) : 0.0f;
+  }
+}
+
+// Channel d of the values of 4 tokens.
+DEVICE void sealed_values(float (&v)[4], const u8 *head, u32 token, u32 d) {
+  const u32 *words = reinterpret_cast<const u32 *>(head + VALUE_CODES);
+  u32 word = words[(d / 16 * (KEYS / PER_WORD) + token / PER_WORD) * 16 + d % 16];
+#pragma unroll
+  for (u32 k = 0; k < 4; k++)
+    v[k] = unseal(head + VALUE_SCALES, KEYS, token + k, code_of(word, token % PER_WORD + k));
+}
+#endif
+
 // HEAD_DIM values, as 16-byte pieces where the rows allow it.
 constexpr u32 PIECE = 16 / sizeof(Element);
 constexpr bool PIECES = HEAD_DIM % PIECE == 0;
@@ -78,10 +127,14 @@ DEVICE void load_keys(Shared &s, const Element *keys, u64 stride, u32 count) {
 
 // One block of keys: scores, the running softmax, weighted values. `count` of the keys are seen by
 // the last row, `visible` by the first; `sums` are this thread's columns of every query's sum.
-DEVICE void attend_block(Shared &s, float (&sums)[QUERIES][OUTPUTS], const Element *keys,
-                         const Element *values, u64 stride, u32 count, i32 visible, u32 step,
-                         float scale) {
-  load_keys(s, keys, stride, count);
+DEVICE void attend_block(Shared &s, float (&sums)[QUERIES][OUTPUTS], const Block &block, u32 count,
+                         i32 visible, u32 step, float scale) {
+#if CODE_BITS
+  if (block.sealed) load_sealed_keys(s, block.sealed);
+  else load_keys(s, block.keys, block.stride, count);
+#else
+  load_keys(s, block.keys, block.stride, count);
+#endif
   __syncthreads();
   {
     constexpr u32 HALF = (QUERIES + 1) / 2;
@@ -136,9 +189,13 @@ DEVICE void attend_block(Shared &s, float (&sums)[QUERIES][OUTPUTS], const Eleme
       for (u32 m = 0; m < QUERIES; m++) sums[m][o] *= s.factors[m].a;
       for (u32 key = 0; key < count; key += 4) {
         float v[4];
+#if CODE_BITS
+        if (block.sealed) sealed_values(v, block.sealed, key, d);
+        else
+#endif
 #pragma unroll
-        for (u32 k = 0; k < 4; k++)
-          v[k] = key + k < count ? value(values[(key + k) * stride + d]) : 0.0f;
+          for (u32 k = 0; k < 4; k++)
+            v[k] = key + k < count ? value(block.values[(key + k) * block.stride + d]) : 0.0f;
 #pragma unroll
         for (u32 m = 0; m < QUERIES; m++) {
           float4 p = *reinterpret_cast<const float4 *>(&s.scores[m][key]);
@@ -173,22 +230,19 @@ DEVICE void clear(float (&sums)[QUERIES][OUTPUTS]) {
 }
 
 // The keys of a split, then their fold into `all`. Row i of the block sees visible + i * step keys;
-// `keys_at(block)` gives the keys and values of a block of 64.
-template <class KeysAt>
-DEVICE void attend_split(Shared &s, float (&all)[QUERIES][OUTPUTS], KeysAt keys_at, u64 stride,
-                         u32 split, u32 visible, u32 step, u32 rows, float scale) {
+// `block_at(i)` gives keys 64i and on.
+template <class BlockAt>
+DEVICE void attend_split(Shared &s, float (&all)[QUERIES][OUTPUTS], BlockAt block_at, u32 split,
+                         u32 visible, u32 step, u32 rows, float scale) {
   float sums[QUERIES][OUTPUTS];
   clear(sums);
   begin(s.largest, s.sum);
   u32 most = visible + (rows - 1) * step;
   u32 first = split * SPLIT_KEYS, end = min(first + SPLIT_KEYS, most);
   __syncthreads();
-  for (u32 key = first; key < end; key += KEYS) {
-    const Element *keys, *values;
-    keys_at(key / KEYS, keys, values);
-    attend_block(s, sums, keys, values, stride, min(end - key, KEYS), (i32)visible - (i32)key, step,
+  for (u32 key = first; key < end; key += KEYS)
+    attend_block(s, sums, block_at(key / KEYS), min(end - key, KEYS), (i32)visible - (i32)key, step,
                  scale);
-  }
   for (u32 m = threadIdx.x; m < QUERIES; m += THREADS)
     s.factors[m] = fold(s.all_largest[m], s.all_sum[m], s.largest[m], s.sum[m]);
   __syncthreads();
@@ -200,9 +254,9 @@ DEVICE void attend_split(Shared &s, float (&all)[QUERIES][OUTPUTS], KeysAt keys_
 }
 
 // The whole of `attend` for one block; see the kernels for the arguments.
-template <class KeysAt>
-DEVICE void attend_rows(float *out, const float *q, u64 row_stride, KeysAt keys_at, u64 stride,
-                        u32 first_split, u32 splits, u32 visible, u32 step, u32 rows, float scale,
+template <class BlockAt>
+DEVICE void attend_rows(float *out, const float *q, u64 row_stride, BlockAt block_at, u32 first_split,
+                        u32 splits, u32 visible, u32 step, u32 rows, float scale,
                         float *partial, u64 partial_stride) {
   DYNAMIC_SHARED(memory);
   Shared &s = *reinterpret_cast<Shared *>(memory);
@@ -211,7 +265,7 @@ DEVICE void attend_rows(float *out, const float *q, u64 row_stride, KeysAt keys_
   float all[QUERIES][OUTPUTS];
   clear(all);
   for (u32 split = first_split; split < first_split + splits; split++)
-    attend_split(s, all, keys_at, stride, split, visible, step, rows, scale);
+    attend_split(s, all, block_at, split, visible, step, rows, scale);
 #pragma unroll
   for (u32 m = 0; m < QUERIES; m++) {
     u32 row = m / GROUP_HEADS, head = m % GROUP_HEADS;
@@ -234,29 +288,34 @@ DEVICE void attend_rows(float *out, const float *q, u64 row_stride, KeysAt keys_
 }
 
 // Paged keys. `tiles` holds {first page in `pages`, first row, rows, visible} of each block of rows;
-// `pages` addresses, a page being [layer][kv head][key, value][64][HEAD_DIM]; row i of a tile sees
-// visible + i keys. Launch: (tiles, kv heads, splits or 1) blocks. With `partial` each split has its
+// `pages` addresses, a page being [layer][kv head][key, value][64][HEAD_DIM], or sealed when its
+// address is odd; row i of a tile sees visible + i keys. Launch: (tiles, kv heads, splits or 1) blocks. With `partial` each split has its
 // block and writes [row][head][split]{sum of values [HEAD_DIM], largest, sum}.
 KERNEL(THREADS) attend(float *out, const float *q, const u64 *pages, const u32 *tiles, u32 layer,
                        float scale, float *partial, u32 max_splits) {
   const u32 *tile = tiles + blockIdx.x * 4;
   const u64 *first_page = pages + tile[0];
   u32 rows = tile[2], visible = tile[3], kv_heads = gridDim.y, head = blockIdx.y;
-  u64 plane = ((u64)layer * kv_heads + head) * 2 * KEYS * HEAD_DIM;
+  u64 place = (u64)layer * kv_heads + head;
   u64 row_stride = (u64)kv_heads * GROUP_HEADS * HEAD_DIM;
   u64 at = tile[1] * row_stride + (u64)head * GROUP_HEADS * HEAD_DIM;
   u32 splits = ceil_div(visible + rows - 1, SPLIT_KEYS), first_split = blockIdx.z;
-  auto keys_at = [&](u32 block, const Element *&keys, const Element *&values) {
-    keys = reinterpret_cast<const Element *>(first_page[block]) + plane;
-    values = keys + KEYS * HEAD_DIM;
+  auto block_at = [&](u32 block) {
+    u64 page = first_page[block];
+#if CODE_BITS
+    if (page & 1)
+      return Block{nullptr, nullptr, 0, reinterpret_cast<const u8 *>(page - 1) + place * SEALED_BYTES};
+#endif
+    const Element *keys = reinterpret_cast<const Element *>(page) + place * 2 * KEYS * HEAD_DIM;
+    return Block{keys, keys + KEYS * HEAD_DIM, HEAD_DIM, nullptr};
   };
   if (partial == nullptr) {
-    attend_rows(out + at, q + at, row_stride, keys_at, HEAD_DIM, 0, splits, visible, 1, rows, scale,
+    attend_rows(out + at, q + at, row_stride, block_at, 0, splits, visible, 1, rows, scale,
                 nullptr, 0);
   } else if (first_split < splits) {
     u64 stride = (u64)max_splits * (HEAD_DIM + 2);
     float *to = partial + at / HEAD_DIM * stride + (u64)first_split * (HEAD_DIM + 2);
-    attend_rows(out + at, q + at, row_stride, keys_at, HEAD_DIM, first_split, 1, visible, 1, rows,
+    attend_rows(out + at, q + at, row_stride, block_at, first_split, 1, visible, 1, rows,
                 scale, to, stride);
   }
 }
@@ -294,10 +353,11 @@ KERNEL(THREADS) attend_all(float *out, const float *q, const float *k, const flo
   u32 row = blockIdx.x % parts * ROWS;
   u64 stride = (u64)gridDim.y * HEAD_DIM, head = (u64)blockIdx.y * HEAD_DIM;
   u64 base = (u64)tile * tile_rows * stride + head, at = base + row * stride;
-  auto keys_at = [&](u32 block, const Element *&keys, const Element *&values) {
-    keys = k + base + (u64)block * KEYS * stride, values = v + base + (u64)block * KEYS * stride;
+  auto block_at = [&](u32 block) {
+    u64 keys = base + (u64)block * KEYS * stride;
+    return Block{k + keys, v + keys, stride, nullptr};
   };
-  attend_rows(out + at, q + at, stride, keys_at, stride, 0, ceil_div(tile_rows, SPLIT_KEYS), tile_rows,
+  attend_rows(out + at, q + at, stride, block_at, 0, ceil_div(tile_rows, SPLIT_KEYS), tile_rows,
               0, min(tile_rows - row, (u32)ROWS), scale, nullptr, 0);
 }
 #endif

@@ -4,7 +4,7 @@
 
 KERNEL(256) embed(float *out, const u8 *table, const u32 *ids, u32 cols, u64 panel_bytes,
                   u64 code_bytes) {
-  constexpr u32 LINE = Line<FORMAT>::COLS;
+  constexpr u32 LINE = Line<FORMAT>::COLS, SHARED_SCALE = GROUP > 0 ? GROUP : 1;
   u32 id = ids[blockIdx.x], lane = id % 16;
   const u8 *panel = table + id / 16 * panel_bytes;
   const u16 *scales = reinterpret_cast<const u16 *>(panel + code_bytes) + lane;
@@ -14,7 +14,7 @@ KERNEL(256) embed(float *out, const u8 *table, const u32 *ids, u32 cols, u64 pan
     float w[LINE];
     decode_word<FORMAT>(word, w);
     float scale = 1.0f;
-    if constexpr (GROUP > 0) scale = bf16_to_f32(scales[line * LINE / GROUP * 16]);
+    if constexpr (GROUP > 0) scale = bf16_to_f32(scales[line * LINE / SHARED_SCALE * 16]);
 #pragma unroll
     for (u32 j = 0; j < LINE; j++)
       if (line * LINE + j < cols) row[line * LINE + j] = w[j] * scale;

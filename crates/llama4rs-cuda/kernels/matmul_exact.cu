@@ -11,6 +11,7 @@
 // Bytes: the panel once, x from the caches; 2 * 16 * cols operations a row.
 
 constexpr u32 LINE = Line<FORMAT>::COLS;
+constexpr u32 SHARED_SCALE = GROUP > 0 ? GROUP : 1; // inputs of a scale
 
 // x[first .. first + LINE], zeros beyond cols.
 DEVICE void load_inputs(float (&v)[LINE], const float *row, u32 first, u32 cols) {
@@ -47,7 +48,7 @@ DEVICE void panel_product(float *out, const float *x, const u8 *panel, u32 count
     decode_word<FORMAT>(words.z, w[2]);
     decode_word<FORMAT>(words.w, w[3]);
     if constexpr (GROUP > 0) {
-      uint2 pairs = scales[line * LINE / GROUP * 4];
+      uint2 pairs = scales[line * LINE / SHARED_SCALE * 4];
       scale[0] = bf16_low(pairs.x), scale[1] = bf16_high(pairs.x);
       scale[2] = bf16_low(pairs.y), scale[3] = bf16_high(pairs.y);
     }

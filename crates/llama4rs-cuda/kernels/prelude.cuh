@@ -40,6 +40,16 @@ DEVICE u32 bf16_pack(float low, float high) {
   return pair;
 }
 DEVICE u16 f32_to_bf16(float x) { return (u16)bf16_pack(x, 0.0f); }
+DEVICE float f16_to_f32(u16 x) {
+  float y;
+  asm("{ .reg .b16 h; mov.b16 h, %1; cvt.f32.f16 %0, h; }" : "=f"(y) : "h"(x));
+  return y;
+}
+DEVICE u16 f32_to_f16(float x) {
+  u16 y;
+  asm("{ .reg .b16 h; cvt.rn.f16.f32 h, %1; mov.b16 %0, h; }" : "=h"(y) : "f"(x));
+  return y;
+}
 DEVICE u32 bf16_fma2(u32 a, u32 b, u32 c) {
   u32 d;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));

@@ -52,12 +52,12 @@ sources! {
     ];
     EXPERTS = "experts.cu", &[&[]];
     KV_PAGES = "kv_pages.cu", &[
-        &[("HEAD_DIM", 128), ("KV_HEADS", 8), ("PAGE_TOKENS", 64), ("KV_BF16", 1)],
+        &[("HEAD_DIM", 128), ("KV_HEADS", 8), ("PAGE_TOKENS", 64), ("KV_BF16", 1), ("CODE_BITS", 4)],
     ];
     ATTENTION_EXACT = "attention_exact.cu", &[
-        &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 1), ("KV_BF16", 1)],
-        &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 3), ("KV_BF16", 1)],
-        &[("HEAD_DIM", 88), ("GROUP_HEADS", 1), ("ROWS", 16), ("KV_BF16", 0)],
+        &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 1), ("KV_BF16", 1), ("CODE_BITS", 0)],
+        &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 3), ("KV_BF16", 1), ("CODE_BITS", 8)],
+        &[("HEAD_DIM", 88), ("GROUP_HEADS", 1), ("ROWS", 16), ("KV_BF16", 0), ("CODE_BITS", 0)],
     ];
 }
 
@@ -107,10 +107,6 @@ impl Library {
     pub fn new(nvrtc: Nvrtc, architecture: Architecture) -> Self {
         let binaries = Binaries::of_user();
         Self { nvrtc, architecture, binaries, loaded: Mutex::default() }
-    }
-
-    pub fn nvrtc(&self) -> &Nvrtc {
-        &self.nvrtc
     }
 
     /// A kernel of `source` compiled with `constants`, which may use `shared`

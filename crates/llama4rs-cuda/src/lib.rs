@@ -14,16 +14,25 @@
 //! All work of a device is on one stream: what is launched later sees what was
 //! launched before, and memory that is given back is reused in that order.
 
+mod backend;
 mod binaries;
+mod cuda;
 mod driver;
 mod error;
 mod gpu;
 mod kernels;
+mod kv_pages;
 mod memory;
 mod module;
 pub mod nvrtc;
+mod ops;
 pub mod resources;
+mod tensor;
 mod upload;
+mod vision_backend;
 
+pub use cuda::Cuda;
 pub use driver::{devices, driver_version, DeviceInfo};
 pub use kernels::{all_kernels, KernelSource};
+pub use kv_pages::KvPages;
+pub use tensor::{Matrix, Routing, Tensor, Vector};

@@ -117,20 +117,25 @@ impl<T: Plain> Buffer<T> {
 
     /// Queues a copy of `values` to the beginning.
     pub fn write(&mut self, values: &[T]) -> Result<()> {
-        assert!(values.len() <= self.len, "more values than the buffer holds");
+        self.write_at(0, values)
+    }
+
+    /// Queues a copy of `values` to value `start` and on.
+    pub fn write_at(&mut self, start: usize, values: &[T]) -> Result<()> {
+        assert!(start + values.len() <= self.len, "more values than the buffer holds");
         if values.is_empty() {
             return Ok(());
         }
         self.gpu.bind()?;
         // SAFETY: the buffer has room. The driver copies pageable memory aside
         // before it returns, so `values` need not live on.
-        unsafe { result::memcpy_htod_async(self.address, values, self.gpu.stream()) }
+        unsafe { result::memcpy_htod_async(self.offset(start), values, self.gpu.stream()) }
             .during("copy to the device")
     }
 
-    /// The first `count` values, after all queued work.
-    pub fn read(&self, count: usize) -> Result<Vec<T>> {
-        assert!(count <= self.len, "more values than the buffer holds");
+    /// `count` values from `start` on, after all queued work.
+    pub fn read(&self, start: usize, count: usize) -> Result<Vec<T>> {
+        assert!(start + count <= self.len, "more values than the buffer holds");
         let mut values: Vec<T> = Vec::with_capacity(count);
         self.gpu.bind()?;
         if count > 0 {
@@ -138,7 +143,7 @@ impl<T: Plain> Buffer<T> {
             // writes before `synchronize` returns.
             unsafe {
                 let room = std::slice::from_raw_parts_mut(values.as_mut_ptr(), count);
-                result::memcpy_dtoh_async(room, self.address, self.gpu.stream())
+                result::memcpy_dtoh_async(room, self.offset(start), self.gpu.stream())
                     .during("copy from the device")?;
             }
         }
@@ -146,20 +151,6 @@ impl<T: Plain> Buffer<T> {
         // SAFETY: written above.
         unsafe { values.set_len(count) };
         Ok(values)
-    }
-
-    /// Queues a copy of `count` values of `from`, starting at `start`, to `at`.
-    pub fn copy_from(&mut self, at: usize, from: &Self, start: usize, count: usize) -> Result<()> {
-        assert!(at + count <= self.len && start + count <= from.len, "a copy within both buffers");
-        if count == 0 {
-            return Ok(());
-        }
-        let size = std::mem::size_of::<T>();
-        self.gpu.bind()?;
-        let (to, from) = (self.offset(at), from.offset(start));
-        // SAFETY: both ranges are inside of their buffers.
-        unsafe { result::memcpy_dtod_async(to, from, count * size, self.gpu.stream()) }
-            .during("copy on the device")
     }
 
     /// Queues zeros for all values.

@@ -12,6 +12,7 @@
 
 pub mod backend;
 mod bytes;
+pub mod check;
 mod error;
 pub mod format;
 pub mod kv;

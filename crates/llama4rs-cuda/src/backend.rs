@@ -1,0 +1,247 @@
+//! [`Backend`] for [`Cuda`]: shape checks, then the launches of one operation.
+
+use std::borrow::Cow;
+
+use llama4rs_tensor::check::{
+    require, require_below, require_columns, require_heads, require_layer, require_shape,
+    require_single, require_spans,
+};
+use llama4rs_tensor::format::GROUP_SIZES;
+use llama4rs_tensor::{
+    Backend, Bytes, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Result, Slot,
+};
+
+use crate::kv_pages::KvPages;
+use crate::memory::Buffer;
+use crate::tensor::{Matrix, Routing, Tensor, Vector};
+use crate::Cuda;
+
+impl Backend for Cuda {
+    type Tensor = Tensor;
+    type Vector = Vector;
+    type Matrix = Matrix;
+    type KvPool = KvPages;
+    type Routing = Routing;
+
+    fn description(&self) -> String {
+        let info = self.info();
+        format!("cuda:{} ({})", info.ordinal, info.name)
+    }
+
+    fn empty(&self) -> Tensor {
+        Tensor::default()
+    }
+
+    fn upload(&self, values: &[f32], cols: usize) -> Result<Tensor> {
+        let rows = values.len().checked_div(cols).unwrap_or(0);
+        let expected = || format!("a multiple of {cols} values");
+        require(rows * cols == values.len(), "upload", expected, || values.len().to_string())?;
+        Tensor::of(&self.gpu, values, rows, cols)
+    }
+
+    fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
+        x.values().map_or(Ok(Vec::new()), |values| values.read(0, x.len()))
+    }
+
+    fn shape(&self, x: &Tensor) -> (usize, usize) {
+        x.shape()
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vector> {
+        Ok(Vector(Buffer::of(&self.gpu, values, "weights")?))
+    }
+
+    fn matrix(&self, packed: PackedMatrix) -> Result<Matrix> {
+        let group = packed.format().group();
+        require(
+            group.is_none_or(|group| GROUP_SIZES.contains(&group)) && packed.stack() > 0,
+            "matrix",
+            || format!("at least one matrix, in groups of {GROUP_SIZES:?}"),
+            || format!("{} x {}", packed.stack(), packed.format()),
+        )?;
+        Matrix::upload(&self.gpu, &packed)
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
+        require_single("embed", table.stack)?;
+        require_below("embed", "ids", ids, table.rows)?;
+        self.run_embed(table, ids, out)
+    }
+
+    fn select_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
+        require_below("select_rows", "rows", rows, x.rows())?;
+        self.run_select_rows(x, rows, out)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        require_shape("add", y.shape(), x.rows(), x.cols())?;
+        self.run_add(x, y)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor) -> Result<()> {
+        require_columns("rms_norm", x.cols(), weight.0.len())?;
+        self.run_rms_norm(x, weight, eps, out)
+    }
+
+    fn matmul(&self, x: &Tensor, weights: &[&Matrix], outs: &mut [&mut Tensor]) -> Result<()> {
+        let (expected, got) = (weights.len(), outs.len());
+        require(expected == got, "matmul", || format!("{expected} outputs"), || got.to_string())?;
+        for weights in weights {
+            require_single("matmul", weights.stack)?;
+            require_shape("matmul", x.shape(), x.rows(), weights.cols)?;
+        }
+        for (weights, out) in weights.iter().zip(outs) {
+            self.run_matmul(x, weights, out)?;
+        }
+        Ok(())
+    }
+
+    fn swiglu(&self, gate: &mut Tensor, up: &Tensor) -> Result<()> {
+        require_shape("swiglu", up.shape(), gate.rows(), gate.cols())?;
+        self.run_swiglu(gate, up)
+    }
+
+    fn rope(&self, x: &mut Tensor, rotations: &Tensor, head_dim: usize) -> Result<()> {
+        require_heads("rope", x.cols(), head_dim)?;
+        require_heads("rope", head_dim, 2)?;
+        require_shape("rope", rotations.shape(), x.rows(), head_dim)?;
+        self.run_rope(x, rotations, head_dim)
+    }
+
+    fn head_norm(&self, x: &mut Tensor, head_dim: usize, eps: f32) -> Result<()> {
+        require_heads("head_norm", x.cols(), head_dim)?;
+        self.run_head_norm(x, head_dim, eps)
+    }
+
+    fn scale_rows(&self, x: &mut Tensor, scales: &Tensor) -> Result<()> {
+        require_shape("scale_rows", scales.shape(), x.rows(), 1)?;
+        self.run_scale_rows(x, scales)
+    }
+
+    fn kv_pool(&self, geometry: KvGeometry) -> Result<KvPages> {
+        KvPages::new(geometry)
+    }
+
+    fn kv_reserve(&self, pool: &mut KvPages, form: PageForm, num_pages: usize) -> Result<()> {
+        pool.reserve(&self.gpu, form, num_pages)
+    }
+
+    fn write_kv(
+        &self,
+        pool: &mut KvPages,
+        layer: usize,
+        slots: &[Slot],
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        require_layer("write_kv", &geometry, layer)?;
+        let cols = geometry.num_kv_heads * geometry.head_dim;
+        require_shape("write_kv", keys.shape(), slots.len(), cols)?;
+        require_shape("write_kv", values.shape(), slots.len(), cols)?;
+        let beyond = slots.iter().find(|slot| {
+            slot.page.form() != PageForm::Exact
+                || !pool.has(slot.page)
+                || slot.offset as usize >= geometry.page_tokens
+        });
+        let pages = pool.num_pages(PageForm::Exact);
+        require(
+            beyond.is_none(),
+            "write_kv",
+            || format!("slots in {pages} exact pages of {} tokens", geometry.page_tokens),
+            || format!("{beyond:?}"),
+        )?;
+        self.run_write_kv(pool, layer, slots, keys, values)
+    }
+
+    fn kv_seal(&self, pool: &mut KvPages, layer: usize, pages: &[(PageId, PageId)]) -> Result<()> {
+        require_layer("kv_seal", pool.geometry(), layer)?;
+        let mut targets: Vec<PageId> = pages.iter().map(|(_, sealed)| *sealed).collect();
+        targets.sort_unstable();
+        let differ = targets.windows(2).all(|pair| pair[0] != pair[1]);
+        let fits = |&(from, to): &(PageId, PageId)| {
+            (from.form(), to.form()) == (PageForm::Exact, PageForm::Sealed)
+                && pool.has(from)
+                && pool.has(to)
+        };
+        require(
+            differ && pages.iter().all(fits),
+            "kv_seal",
+            || "reserved exact pages and a different reserved sealed page for each".to_owned(),
+            || format!("{pages:?}"),
+        )?;
+        self.run_seal(pool, layer, pages)
+    }
+
+    fn kv_read<'a>(&self, pool: &'a KvPages, page: PageId) -> Result<Cow<'a, [u8]>> {
+        require_page("kv_read", pool, page)?;
+        pool.read(page).map(Cow::Owned)
+    }
+
+    fn kv_adopt(&self, pool: &mut KvPages, page: PageId, bytes: Bytes) -> Result<()> {
+        require_page("kv_adopt", pool, page)?;
+        let (expected, got) = (pool.geometry().page_bytes(page.form()), bytes.len());
+        require(expected == got, "kv_adopt", || format!("{expected} bytes"), || got.to_string())?;
+        pool.write(page, &bytes)
+    }
+
+    /// Pages keep their place on the device: there is nothing to give back.
+    fn kv_discard(&self, _pool: &mut KvPages, _pages: &[PageId]) {}
+
+    fn attend(
+        &self,
+        pool: &KvPages,
+        layer: usize,
+        queries: &Tensor,
+        spans: &[KvSpan],
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        require_layer("attend", &geometry, layer)?;
+        require_heads("attend", queries.cols(), geometry.head_dim * geometry.num_kv_heads)?;
+        require_spans(&geometry, queries.rows(), spans, |page| pool.has(page))?;
+        self.run_attend(pool, layer, queries, spans, scale, out)
+    }
+
+    fn route(&self, logits: &Tensor, top_k: usize) -> Result<Routing> {
+        let experts = logits.cols();
+        let fits = (1..=experts).contains(&top_k);
+        let expected = || format!("1 to {experts} experts per row");
+        require(fits, "route", expected, || top_k.to_string())?;
+        self.run_route(logits, top_k)
+    }
+
+    fn routed_experts(&self, routing: &Routing) -> Result<Vec<u32>> {
+        routing.experts.read(0, routing.rows * routing.top_k)
+    }
+
+    fn experts(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        weights: ExpertWeights<'_, Matrix>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let ExpertWeights { gate, up, down } = weights;
+        let (hidden, intermediate) = (gate.cols, gate.rows);
+        for (matrix, rows, cols) in
+            [(gate, intermediate, hidden), (up, intermediate, hidden), (down, hidden, intermediate)]
+        {
+            require(
+                [matrix.stack, matrix.rows, matrix.cols] == [routing.num_experts, rows, cols],
+                "experts",
+                || format!("{} x [{rows}, {cols}]", routing.num_experts),
+                || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
+            )?;
+        }
+        require_shape("experts", x.shape(), routing.rows, hidden)?;
+        require_shape("experts", out.shape(), routing.rows, hidden)?;
+        self.run_experts(x, routing, weights, out)
+    }
+}
+
+fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result<()> {
+    let reserved = || "a reserved page".to_owned();
+    require(pool.has(page), operation, reserved, || format!("{page:?}"))
+}

@@ -1,0 +1,71 @@
+//! The device as the model sees it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llama4rs_tensor::Result;
+
+use crate::gpu::Gpu;
+use crate::kernels::KernelSource;
+use crate::memory::Buffer;
+use crate::module::Argument;
+use crate::upload::Uploads;
+use crate::DeviceInfo;
+
+/// A GPU that runs models.
+pub struct Cuda {
+    pub(crate) gpu: Arc<Gpu>,
+    uploads: Mutex<Uploads>,
+}
+
+/// How a kernel is compiled and launched.
+pub(crate) struct Launch<'a> {
+    pub source: &'a KernelSource,
+    pub kernel: &'static str,
+    pub constants: &'a [(&'static str, u32)],
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+    pub blocks: [usize; 3],
+    pub threads: u32,
+}
+
+impl Cuda {
+    /// Opens device `ordinal`. NVRTC is looked for in `nvrtc_folders` before the
+    /// system's folders.
+    ///
+    /// # Errors
+    /// Without a driver, a device or NVRTC, or when one of them is too old.
+    pub fn open(ordinal: usize, nvrtc_folders: &[PathBuf]) -> Result<Self> {
+        Ok(Self { gpu: Gpu::open(ordinal, nvrtc_folders)?, uploads: Mutex::default() })
+    }
+
+    /// What the driver says about the device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.gpu.info
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.gpu.memory()
+    }
+
+    /// Waits for all work; an error of an earlier kernel comes out here.
+    pub fn synchronize(&self) -> Result<()> {
+        self.gpu.synchronize()
+    }
+
+    /// Queues a kernel, compiling it when it is new.
+    pub(crate) fn launch(&self, launch: Launch<'_>, arguments: &[Argument]) -> Result<()> {
+        let Launch { source, kernel, constants, shared, blocks, threads } = launch;
+        if blocks.contains(&0) {
+            return Ok(());
+        }
+        let kernel = self.gpu.library.kernel(&self.gpu, source, kernel, constants, shared)?;
+        kernel.launch(&self.gpu, blocks, threads, arguments)
+    }
+
+    /// A list on the device; one that came lately is there already.
+    pub(crate) fn list(&self, list: &[u32]) -> Result<Arc<Buffer<u32>>> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner).get(&self.gpu, list)
+    }
+}

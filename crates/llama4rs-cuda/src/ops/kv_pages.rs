@@ -1,0 +1,87 @@
+//! Writing and sealing keys and values: `kv_pages.cu`.
+
+use llama4rs_tensor::{KvDtype, KvGeometry, PageId, Result, Slot};
+
+use crate::cuda::{Cuda, Launch};
+use crate::kernels::KV_PAGES;
+use crate::kv_pages::KvPages;
+use crate::module::{arguments, Argument};
+use crate::tensor::Tensor;
+
+/// Addresses as the lists of the device hold them: two words each.
+pub(crate) fn words(addresses: impl Iterator<Item = u64>) -> impl Iterator<Item = u32> {
+    addresses.flat_map(|address| [address as u32, (address >> 32) as u32])
+}
+
+/// The constants that say how pages store their numbers.
+pub(crate) fn dtype_constants(dtype: KvDtype) -> [(&'static str, u32); 2] {
+    let bf16 = (dtype.exact() == KvDtype::Bf16) as u32;
+    [("KV_BF16", bf16), ("CODE_BITS", dtype.code_bits().unwrap_or(0) as u32)]
+}
+
+impl Cuda {
+    fn launch_kv(
+        &self,
+        geometry: &KvGeometry,
+        kernel: &'static str,
+        blocks: [usize; 3],
+        threads: u32,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let [bf16, bits] = dtype_constants(geometry.dtype);
+        let constants = [
+            ("HEAD_DIM", geometry.head_dim as u32),
+            ("KV_HEADS", geometry.num_kv_heads as u32),
+            ("PAGE_TOKENS", geometry.page_tokens as u32),
+            bf16,
+            bits,
+        ];
+        let source = &KV_PAGES;
+        let constants = &constants;
+        self.launch(Launch { source, kernel, constants, shared: 0, blocks, threads }, arguments)
+    }
+
+    pub(crate) fn run_write_kv(
+        &self,
+        pool: &mut KvPages,
+        layer: usize,
+        slots: &[Slot],
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        let mut rotated = Tensor::default();
+        let mut values = values;
+        if geometry.dtype.rotates_values() {
+            rotated.resize(&self.gpu, values.rows(), values.cols())?;
+            self.rotate_heads(&geometry, rotated.address(), values)?;
+            values = &rotated;
+        }
+        let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
+        let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
+        let list = self.list(&list)?;
+        let offsets = list.offset(2 * slots.len());
+        let arguments = arguments![&*list, offsets, keys.address(), values.address(), layer];
+        self.launch_kv(&geometry, "write_kv", [slots.len(), 1, 1], 256, &arguments)
+    }
+
+    /// The Hadamard rotation of each head of `x`, to address `out`, which may be that of `x`.
+    pub(crate) fn rotate_heads(&self, geometry: &KvGeometry, out: u64, x: &Tensor) -> Result<()> {
+        let blocks = [x.len() / geometry.head_dim, 1, 1];
+        self.launch_kv(geometry, "rotate_heads", blocks, 128, &arguments![out, x.address()])
+    }
+
+    pub(crate) fn run_seal(
+        &self,
+        pool: &mut KvPages,
+        layer: usize,
+        pages: &[(PageId, PageId)],
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        let addresses = pages.iter().flat_map(|&(exact, sealed)| [exact, sealed]);
+        let list: Vec<u32> = words(addresses.map(|page| pool.address(page))).collect();
+        let list = self.list(&list)?;
+        let blocks = [pages.len(), geometry.num_kv_heads, 1];
+        self.launch_kv(&geometry, "seal", blocks, 128, &arguments![&*list, layer])
+    }
+}
