@@ -137,7 +137,7 @@ def test_missing_model_is_one_clean_line(model: str) -> None:
 
 def test_bad_values_are_clean_lines(model: str) -> None:
     for arguments, words in (
-        (["--device", "cuda"], "no CUDA backend yet"),
+        (["--device", "tpu"], 'device must be "auto"'),
         (["--top-p", "0"], "top_p must be above 0"),
         (["--weights", "int3"], "int3"),
         (["--max-context", "1"], "tokens"),

@@ -15,6 +15,7 @@ __all__ = [
     "__version__",
     "attention_seconds",
     "cpu_features",
+    "cuda_devices",
     "integer_dot_peak",
     "kv_list",
     "kv_prune",
@@ -38,6 +39,11 @@ _Progress = Callable[[str, int, int], object]
 def cpu_features() -> dict[str, Any]:
     """What the CPU backend found:
     `{"instruction_set": "avx512", "available": [...], "threads": 4}`."""
+
+def cuda_devices(nvrtc_folders: Sequence[str]) -> dict[str, Any]:
+    """What the CUDA backend found: `{"driver": "13.0" | None, "nvrtc": "13.0" | None,
+    "nvrtc_path": Path | None, "devices": [{"device": "cuda:0", "name", "capability": "9.0",
+    "memory": bytes, "multiprocessors"}...], "problems": [...]}`."""
 
 def read_bandwidth(
     bytes: int, threads: int, rounds: int = 5, *, path: str | PathLike[str] | None = None
@@ -166,6 +172,8 @@ class Engine:
         cls,
         path: str,
         *,
+        device: str = "auto",
+        nvrtc_folders: Sequence[str] = ...,
         weights: str | None = None,
         policy: Sequence[tuple[str, str]] | None = None,
         threads: int | None = None,

@@ -42,6 +42,10 @@ class RequestError(Llama4Error, ValueError):
     """A request that can never run: option out of range, empty or too long prompt."""
 
 
+class DeviceError(Llama4Error, RuntimeError):
+    """A GPU cannot be used: no driver, no device, one that is too old or too small, or no NVRTC."""
+
+
 class OutOfMemoryError(Llama4Error, MemoryError):
     """Memory for weights, key/value pages or activations is not to be had."""
 

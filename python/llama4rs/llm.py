@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .config import Config
+from .device import nvrtc_folders
 from .encoding import PromptEncoder
 from .errors import RequestError, option_errors
 from .generation import Generation
 from .hub import resolve_model
-from .opening import (
-    check_device,
-    free_kv_memory,
-    generation_defaults,
-    open_chat_template,
-    open_tokenizer,
-)
+from .opening import free_kv_memory, generation_defaults, open_chat_template, open_tokenizer
 from .packing import Policy, policy_pairs
 from .planning.budget import PREFIX_CACHE_BYTES, parse_bytes
 from .progress import Progress, progress_bar
@@ -61,7 +56,10 @@ class Llama4:
             and ``"int4"`` for a published checkpoint.
         policy: Other formats for some matrices, ``{"layers.*.self_attn.*": "int8"}``; ``*`` stands
             for any characters, and the first pattern that matches a name decides.
-        device: ``"auto"`` or ``"cpu"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` (an NVIDIA GPU by its number), or ``"auto"``:
+            the first GPU if there is one with room for the weights, else the CPU. A GPU needs its
+            driver and ``pip install llama4rs[cuda]``; ``llama4rs info --device`` says what is
+            there.
         threads: Threads to compute with; None for as many as there are cores.
         max_context: Most tokens of one sequence, prompt and output; None for the model's own limit.
         kv_cache: Format of keys and values, ``"bf16"`` or ``"f32"``; None for the former, unless
@@ -108,6 +106,7 @@ class Llama4:
         CheckpointNotFoundError: There is no such model.
         CheckpointError: The model is damaged, or is no Llama 4.
         OSError: `kv_dir` cannot be made or read.
+        DeviceError: The GPU that was asked for is not there or cannot be used.
         OutOfMemoryError: The weights do not fit into memory.
         RequestError: An option is out of range.
 
@@ -146,7 +145,6 @@ class Llama4:
         local_files_only: bool = False,
         progress: Progress | bool = False,
     ) -> None:
-        check_device(device)
         if kv_memory is not None:
             kv_memory = parse_bytes("kv_memory", kv_memory)
         if kv_budget is not None:
@@ -167,6 +165,8 @@ class Llama4:
         with option_errors(), progress_bar(progress) as report:
             self._engine = Engine(
                 str(self.path),
+                device=device,
+                nvrtc_folders=nvrtc_folders(),
                 weights=weights,
                 policy=policy_pairs(policy),
                 threads=threads,

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError, RequestError
+from .errors import CheckpointError
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -15,28 +15,7 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplate
     from .tokenizer import Tokenizer
 
-__all__ = [
-    "check_device",
-    "free_kv_memory",
-    "generation_defaults",
-    "open_chat_template",
-    "open_tokenizer",
-]
-
-_DEVICES = ("auto", "cpu")
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that there is no backend for."""
-    if device in _DEVICES:
-        return
-    accepted = " or ".join(repr(name) for name in _DEVICES)
-    if device.split(":")[0] in ("cuda", "gpu"):
-        raise RequestError(
-            f"device={device!r}: this version of llama4rs has no CUDA backend yet\n"
-            f"hint: use {accepted}"
-        )
-    raise RequestError(f"device must be {accepted}, got {device!r}")
+__all__ = ["free_kv_memory", "generation_defaults", "open_chat_template", "open_tokenizer"]
 
 
 def generation_defaults(folder: Path) -> SamplingParams:

@@ -5,7 +5,7 @@ use llama4rs_tensor::check::{
 };
 use llama4rs_tensor::{Result, VisionBackend};
 
-use crate::tensor::{Tensor, Vector};
+use crate::tensor::{Matrix, Tensor, Vector};
 use crate::Cuda;
 
 /// The widest head that the kernels have registers for.
@@ -30,7 +30,10 @@ impl VisionBackend for Cuda {
         self.run_add_bias(x, bias)
     }
 
-    fn gelu(&self, x: &mut Tensor) -> Result<()> {
+    fn gelu(&self, x: &mut Tensor, bias: Option<&Vector>) -> Result<()> {
+        if let Some(bias) = bias {
+            self.add_bias(x, bias)?;
+        }
         self.run_gelu(x)
     }
 
@@ -42,6 +45,7 @@ impl VisionBackend for Cuda {
         tile_rows: usize,
         head_dim: usize,
         scale: f32,
+        _next: &Matrix,
         out: &mut Tensor,
     ) -> Result<()> {
         require_shape("attend_all", k.shape(), q.rows(), q.cols())?;

@@ -13,6 +13,9 @@ pub enum Error {
     /// Memory is not to be had.
     #[error("{0}")]
     OutOfMemory(String),
+    /// A device is not there, cannot be used, or failed.
+    #[error("{0}")]
+    Device(String),
     /// The caller asked to stop between two layers or steps; nothing is lost.
     #[error("interrupted")]
     Interrupted,
@@ -38,6 +41,7 @@ impl From<llama4rs_tensor::Error> for Error {
     fn from(error: llama4rs_tensor::Error) -> Self {
         match error {
             llama4rs_tensor::Error::OutOfMemory { .. } => Error::OutOfMemory(error.to_string()),
+            llama4rs_tensor::Error::Device(message) => Error::Device(message),
             other => Error::Compute(other.to_string()),
         }
     }

@@ -1,18 +1,188 @@
 //! The one choice of backend, and the limits of its machine.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use llama4rs_cpu::{Cpu, InstructionSet};
-use llama4rs_engine::Engine;
-use llama4rs_tensor::{AlignedBytes, MappedFile};
+use llama4rs_checkpoint::{TextConfig, VisionConfig};
+use llama4rs_cpu::InstructionSet;
+use llama4rs_cuda::Cuda;
+use llama4rs_engine::{Engine, Event, Request, RequestOptions, Settings};
+use llama4rs_tensor::{AlignedBytes, MappedFile, VisionBackend};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 use crate::guard::detached;
 
-/// The engine behind `device="cpu"`.
-pub(crate) type CpuEngine = Engine<Cpu>;
+/// An engine on any device.
+pub(crate) type SharedEngine = Arc<dyn AnyEngine>;
+
+/// What Python asks of an engine, whatever it runs on; see [`Engine`].
+pub(crate) trait AnyEngine: Send + Sync {
+    fn config(&self) -> &TextConfig;
+    fn vision_config(&self) -> Option<&VisionConfig>;
+    fn settings(&self) -> Settings;
+    fn device(&self) -> String;
+    fn kv_bytes_in_use(&self) -> Option<usize>;
+    fn kv_memory(&self) -> Option<usize>;
+    fn set_kv_memory(&self, bytes: usize);
+    fn take_store_warning(&self) -> Option<String>;
+    fn encode_image(
+        &self,
+        pixels: &[f32],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> llama4rs_engine::Result<Vec<f32>>;
+    fn submit(&self, options: RequestOptions) -> llama4rs_engine::Result<Request>;
+    fn next(
+        &self,
+        request: &Request,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> llama4rs_engine::Result<Option<Event>>;
+    fn cancel(&self, request: &Request, reason: &str);
+}
+
+impl<B: VisionBackend> AnyEngine for Engine<B> {
+    fn config(&self) -> &TextConfig {
+        self.model().config()
+    }
+
+    fn vision_config(&self) -> Option<&VisionConfig> {
+        self.vision().map(|vision| vision.config())
+    }
+
+    fn settings(&self) -> Settings {
+        Engine::settings(self)
+    }
+
+    fn device(&self) -> String {
+        self.backend().description()
+    }
+
+    fn kv_bytes_in_use(&self) -> Option<usize> {
+        Engine::kv_bytes_in_use(self)
+    }
+
+    fn kv_memory(&self) -> Option<usize> {
+        Engine::kv_memory(self)
+    }
+
+    fn set_kv_memory(&self, bytes: usize) {
+        Engine::set_kv_memory(self, bytes);
+    }
+
+    fn take_store_warning(&self) -> Option<String> {
+        Engine::take_store_warning(self)
+    }
+
+    fn encode_image(
+        &self,
+        pixels: &[f32],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> llama4rs_engine::Result<Vec<f32>> {
+        Engine::encode_image(self, pixels, interrupted)
+    }
+
+    fn submit(&self, options: RequestOptions) -> llama4rs_engine::Result<Request> {
+        Engine::submit(self, options)
+    }
+
+    fn next(
+        &self,
+        request: &Request,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> llama4rs_engine::Result<Option<Event>> {
+        Engine::next(self, request, interrupted)
+    }
+
+    fn cancel(&self, request: &Request, reason: &str) {
+        Engine::cancel(self, request, reason)
+    }
+}
+
+/// What the user wants to compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The first GPU if there is one with room for the model, else the CPU.
+    Auto,
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// Reads `auto`, `cpu`, `cuda` or `cuda:1`.
+    pub fn parse(name: &str) -> PyResult<Self> {
+        let ordinal = |text: &str| text.strip_prefix("cuda:")?.parse().ok();
+        match name {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => ordinal(name).map(Device::Cuda).ok_or_else(|| {
+                PyValueError::new_err(format!(
+                    "device must be \"auto\", \"cpu\", \"cuda\" or \"cuda:N\", got {name:?}"
+                ))
+            }),
+        }
+    }
+
+    /// Opens the GPU, if it is to be used. Without one `Auto` is the CPU; the stand-in
+    /// for tests must be asked for.
+    pub fn open_cuda(self, nvrtc_folders: &[PathBuf]) -> llama4rs_tensor::Result<Option<Cuda>> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Cuda(ordinal) => Cuda::open(ordinal, nvrtc_folders).map(Some),
+            Device::Auto => {
+                let found = Cuda::open(0, nvrtc_folders).ok();
+                Ok(found.filter(|cuda| !cuda.info().is_simulated()))
+            }
+        }
+    }
+}
+
+/// What the CUDA backend found: the driver, the compiler and the devices, or why there are none.
+#[pyfunction]
+pub(crate) fn cuda_devices(
+    py: Python<'_>,
+    nvrtc_folders: Vec<PathBuf>,
+) -> PyResult<Bound<'_, PyDict>> {
+    let (driver, nvrtc, devices) = detached(py, || {
+        let nvrtc = llama4rs_cuda::nvrtc::Nvrtc::load(&nvrtc_folders);
+        (llama4rs_cuda::driver_version(), nvrtc, llama4rs_cuda::devices())
+    })?;
+    let dict = PyDict::new(py);
+    let mut problems = Vec::new();
+    let version = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+    dict.set_item("driver", driver.map(version).ok())?;
+    let list = PyList::empty(py);
+    match devices {
+        Ok(devices) => {
+            for info in devices {
+                let device = PyDict::new(py);
+                device.set_item("device", format!("cuda:{}", info.ordinal))?;
+                device.set_item("name", &info.name)?;
+                device.set_item("capability", version(info.capability))?;
+                device.set_item("memory", info.memory)?;
+                device.set_item("multiprocessors", info.multiprocessors)?;
+                list.append(device)?;
+            }
+        }
+        Err(error) => problems.push(error.to_string()),
+    }
+    dict.set_item("devices", list)?;
+    match nvrtc {
+        Ok(nvrtc) => {
+            dict.set_item("nvrtc", version(nvrtc.version()))?;
+            dict.set_item("nvrtc_path", nvrtc.path())?;
+        }
+        Err(error) => {
+            dict.set_item("nvrtc", py.None())?;
+            dict.set_item("nvrtc_path", py.None())?;
+            problems.push(error.to_string());
+        }
+    }
+    dict.set_item("problems", problems)?;
+    Ok(dict)
+}
 
 /// What the CPU backend found on this machine.
 #[pyfunction]

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use llama4rs_checkpoint::{OpenOptions, TensorReport};
+use llama4rs_checkpoint::{OpenOptions, TensorReport, WeightSource};
 use llama4rs_cpu::{Arithmetic, Cpu};
+use llama4rs_cuda::Cuda;
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
 use llama4rs_kv_cache::store::{self, ReadMode, StoreOptions};
 use llama4rs_model::{Llama4, VisionModel};
-use llama4rs_tensor::{Backend, KvDtype, WeightFormat};
+use llama4rs_tensor::{KvDtype, VisionBackend, WeightFormat};
 use numpy::{PyArray2, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -16,7 +17,7 @@ use pyo3::types::PyDict;
 
 use crate::arrays;
 use crate::checkpoint::{parse_format, parse_rules, tensor_list};
-use crate::device::CpuEngine;
+use crate::device::{Device, SharedEngine};
 use crate::errors;
 use crate::guard::{detached, Signals};
 use crate::progress;
@@ -33,7 +34,7 @@ const MAX_SEQUENCES: usize = 256;
 /// One opened model and the requests that run on it.
 #[pyclass(frozen, module = "llama4rs._llama4rs")]
 pub(crate) struct Engine {
-    engine: Arc<CpuEngine>,
+    engine: SharedEngine,
     config_json: String,
     weights: WeightFormat,
     tensors: Vec<TensorReport>,
@@ -44,7 +45,7 @@ pub(crate) struct Engine {
 
 /// Everything that opening brings.
 struct Opened {
-    engine: CpuEngine,
+    engine: SharedEngine,
     config_json: String,
     weights: WeightFormat,
     tensors: Vec<TensorReport>,
@@ -55,6 +56,9 @@ struct Opened {
 /// What the caller wants, checked.
 struct Wanted<'a> {
     path: &'a str,
+    device: Device,
+    /// Where NVRTC may be.
+    nvrtc_folders: Vec<PathBuf>,
     open: OpenOptions,
     max_context: Option<usize>,
     step_tokens: usize,
@@ -96,12 +100,64 @@ fn open(
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
 ) -> Result<Opened, OpenError> {
-    let backend = Cpu::new(wanted.open.threads)?.with_arithmetic(wanted.arithmetic);
+    let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders)?;
     let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
-    let model = Llama4::load(&backend, &*source)?;
-    let vision = VisionModel::load(&backend, &*source)?;
-    let weights = source.weights();
-    let exact = if weights == WeightFormat::F32 { KvDtype::F32 } else { KvDtype::Bf16 };
+    let tensors = source.report();
+    let mut warnings = source.warnings().to_vec();
+    let cuda = cuda.map(|cuda| with_room(cuda, wanted.device, &tensors, &mut warnings));
+    let engine = match cuda.transpose()?.flatten() {
+        Some(cuda) => open_on(cuda, &*source, wanted, progress)?,
+        None => {
+            let cpu = Cpu::new(wanted.open.threads)?.with_arithmetic(wanted.arithmetic);
+            open_on(cpu, &*source, wanted, progress)?
+        }
+    };
+    Ok(Opened {
+        config_json: source.config().raw.to_string(),
+        weights: source.weights(),
+        tensors,
+        warnings,
+        patch_token: source.config().image_token_id,
+        engine,
+    })
+}
+
+/// The GPU if the weights fit; if not, none where the user leaves the choice to us, else an error.
+fn with_room(
+    cuda: Cuda,
+    device: Device,
+    tensors: &[TensorReport],
+    warnings: &mut Vec<String>,
+) -> Result<Option<Cuda>, llama4rs_model::Error> {
+    let needed: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
+    let (free, _) = cuda.memory()?;
+    if needed <= free as u64 {
+        return Ok(Some(cuda));
+    }
+    let name = &cuda.info().name;
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let (needed, free) = (gib(needed), gib(free as u64));
+    let message = format!("the weights need {needed:.1} GiB, and {name} has {free:.1} GiB free");
+    if device == Device::Auto {
+        warnings.push(format!("{message}: computing on the CPU"));
+        return Ok(None);
+    }
+    Err(llama4rs_tensor::Error::Device(format!(
+        "{message}: use smaller weights (weights=\"int4\") or device=\"cpu\""
+    ))
+    .into())
+}
+
+/// Brings the model to a device.
+fn open_on<B: VisionBackend>(
+    backend: B,
+    source: &dyn WeightSource,
+    wanted: &Wanted<'_>,
+    progress: &dyn llama4rs_checkpoint::Progress,
+) -> Result<SharedEngine, OpenError> {
+    let model = Llama4::load(&backend, source)?;
+    let vision = VisionModel::load(&backend, source)?;
+    let exact = if source.weights() == WeightFormat::F32 { KvDtype::F32 } else { KvDtype::Bf16 };
     let settings = Settings {
         max_context: wanted.max_context.unwrap_or(model.config().max_position_embeddings),
         step_tokens: wanted.step_tokens,
@@ -110,22 +166,15 @@ fn open(
         prefix_cache_bytes: wanted.prefix_cache_bytes,
     };
     let numerics = backend.numerics();
-    let mut engine = CpuEngine::new(backend, model, vision, settings)?;
+    let mut engine = llama4rs_engine::Engine::new(backend, model, vision, settings)?;
     if let Some(wanted_store) = &wanted.kv_store {
         open_store(&mut engine, wanted, wanted_store, &numerics, progress)?;
     }
-    Ok(Opened {
-        config_json: source.config().raw.to_string(),
-        weights,
-        tensors: source.report(),
-        warnings: source.warnings().to_vec(),
-        patch_token: source.config().image_token_id,
-        engine,
-    })
+    Ok(Arc::new(engine))
 }
 
-fn open_store(
-    engine: &mut CpuEngine,
+fn open_store<B: VisionBackend>(
+    engine: &mut llama4rs_engine::Engine<B>,
     wanted: &Wanted<'_>,
     KvStore { dir, budget, read }: &KvStore,
     numerics: &str,
@@ -191,10 +240,12 @@ fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (path, *, weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, arithmetic = None, kv_dir = None, kv_budget = None, kv_read = None, progress = None))]
+    #[pyo3(signature = (path, *, device = "auto", nvrtc_folders = Vec::new(), weights = None, policy = None, threads = None, max_context = None, kv_cache = None, step_tokens = None, prefix_cache_bytes = None, arithmetic = None, kv_dir = None, kv_budget = None, kv_read = None, progress = None))]
     fn new(
         py: Python<'_>,
         path: &str,
+        device: &str,
+        nvrtc_folders: Vec<PathBuf>,
         weights: Option<&str>,
         policy: Option<Vec<(String, String)>>,
         threads: Option<usize>,
@@ -213,6 +264,8 @@ impl Engine {
         positive("step_tokens", step_tokens)?;
         let wanted = Wanted {
             path,
+            device: Device::parse(device)?,
+            nvrtc_folders,
             open: OpenOptions {
                 weights: weights.map(parse_format).transpose()?,
                 rules: parse_rules(policy)?,
@@ -228,7 +281,6 @@ impl Engine {
         let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
             .map_err(|error| error.raise(py))?;
         let Opened { engine, config_json, weights, tensors, warnings, patch_token } = opened;
-        let engine = Arc::new(engine);
         Ok(Self { engine, config_json, weights, tensors, warnings, patch_token })
     }
 
@@ -249,7 +301,7 @@ impl Engine {
 
     #[getter]
     fn device(&self) -> String {
-        self.engine.backend().description()
+        self.engine.device()
     }
 
     #[getter]
@@ -275,8 +327,7 @@ impl Engine {
 
     /// Sizes of the model and where its bytes go.
     fn summary<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let model = self.engine.model();
-        let config = model.config();
+        let config = self.engine.config();
         let dict = PyDict::new(py);
         let numbers = |tensor: &TensorReport| tensor.shape.iter().product::<usize>() as f64;
         let routed = |tensor: &&TensorReport| tensor.name.contains(".experts.");
@@ -343,8 +394,8 @@ impl Engine {
         py: Python<'py>,
         pixels: PyReadonlyArray4<'py, f32>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        if let Some(vision) = self.engine.vision() {
-            let (size, channels) = (vision.config().image_size, vision.config().num_channels);
+        if let Some(vision) = self.engine.vision_config() {
+            let (size, channels) = (vision.image_size, vision.num_channels);
             if pixels.shape()[1..] != [channels, size, size] {
                 return Err(PyValueError::new_err(format!(
                     "expected tiles [n, {channels}, {size}, {size}], got {:?}",
@@ -357,7 +408,7 @@ impl Engine {
         let outcome = detached(py, || self.engine.encode_image(pixels, &mut || signals.pending()))?;
         let features =
             outcome.map_err(|error| signals.raised.unwrap_or_else(|| errors::engine(py, error)))?;
-        let hidden = self.engine.model().config().hidden_size;
+        let hidden = self.engine.config().hidden_size;
         let rows = features.len() / hidden;
         arrays::matrix(py, features, rows, hidden)
     }
@@ -382,7 +433,7 @@ impl Engine {
         let request = self.submit_options(py, options)?;
         while request.next(py)?.is_some() {}
         let logits = request.request.take_logits();
-        let vocab = self.engine.model().config().vocab_size;
+        let vocab = self.engine.config().vocab_size;
         arrays::matrix(py, logits, tokens, vocab)
     }
 }
@@ -397,7 +448,7 @@ impl Engine {
         let patch_token = self.patch_token.ok_or_else(|| {
             PyValueError::new_err("this checkpoint's config.json has no image_token_index")
         })?;
-        let hidden = self.engine.model().config().hidden_size;
+        let hidden = self.engine.config().hidden_size;
         if features.shape()[1] != hidden {
             return Err(PyValueError::new_err(format!(
                 "expected image_features [n, {hidden}], got {:?}",

@@ -41,6 +41,7 @@ pub(crate) fn engine(py: Python<'_>, error: llama4rs_engine::Error) -> PyErr {
     match error {
         Error::Request(_) => exception(py, "RequestError", message),
         Error::OutOfMemory(_) => exception(py, "OutOfMemoryError", message),
+        Error::Device(_) => exception(py, "DeviceError", message),
         Error::Interrupted => PyKeyboardInterrupt::new_err(message),
         Error::NotFinite => exception(py, "CheckpointError", message),
         _ => PyRuntimeError::new_err(message),

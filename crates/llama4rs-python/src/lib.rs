@@ -22,7 +22,9 @@ mod _llama4rs {
     #[pymodule_export]
     use super::checkpoint::{open_info, pack, synth, verify};
     #[pymodule_export]
-    use super::device::{cpu_features, integer_dot_peak, multiply_add_peak, read_bandwidth};
+    use super::device::{
+        cpu_features, cuda_devices, integer_dot_peak, multiply_add_peak, read_bandwidth,
+    };
     #[pymodule_export]
     use super::engine::Engine;
     #[pymodule_export]

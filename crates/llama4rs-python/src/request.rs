@@ -1,7 +1,6 @@
 //! `Request` and `Event`: what Python holds while an answer is computed.
 
 use std::ffi::CString;
-use std::sync::Arc;
 
 use llama4rs_engine as engine;
 use numpy::PyArray2;
@@ -10,14 +9,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arrays;
-use crate::device::CpuEngine;
+use crate::device::SharedEngine;
 use crate::errors;
 use crate::guard::{detached, Signals};
 
 /// A submitted prompt.
 #[pyclass(frozen, module = "llama4rs._llama4rs")]
 pub(crate) struct Request {
-    pub engine: Arc<CpuEngine>,
+    pub engine: SharedEngine,
     pub request: engine::Request,
 }
 
@@ -84,7 +83,7 @@ impl Request {
 
     /// Tokens of this request per layer and expert, `[layers, experts]`.
     fn expert_usage<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<u64>>> {
-        let layers = self.engine.model().config().layers.len();
+        let layers = self.engine.config().layers.len();
         let usage = self.request.expert_usage();
         arrays::matrix(py, usage.counts, layers, usage.num_experts)
     }

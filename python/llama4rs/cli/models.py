@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..device import cuda_devices
 from ..errors import RequestError
 from ..packing import inspect
 from ..packing import pack as pack_model
@@ -22,6 +23,9 @@ __all__ = ["info", "pack", "verify"]
 @reported
 def info(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    device: Annotated[
+        bool, typer.Option("--device", help="Show the devices of this machine instead.")
+    ] = False,
     revision: Revision = None,
     json: Json = False,
 ) -> None:
@@ -34,9 +38,14 @@ def info(
         llama4rs info
 
         llama4rs info scout-int4 --json
+
+        llama4rs info --device
     """
     from .._llama4rs import cpu_features
 
+    if device:
+        _show_devices(json=json)
+        return
     found = inspect(model, revision=revision, local_files_only=True)
     machine = cpu_features()
     if json:
@@ -50,15 +59,40 @@ def info(
         ("parameters", number(found["parameters"])),
         ("size", byte_count(found["bytes"])),
         *_config_rows(found["config"]),
-        (
-            "this machine",
-            f"{machine['instruction_set']} (of {', '.join(machine['available'])}), "
-            f"{machine['threads']} threads",
-        ),
+        ("this machine", _cpu_text(machine)),
     ]
     print(table_text(rows))
     print("\nstored as:" if weights else "\nwith --weights int4 it would be:")
     _print_tensors(found)
+
+
+def _cpu_text(machine: dict[str, Any]) -> str:
+    sets = ", ".join(machine["available"])
+    return f"{machine['instruction_set']} (of {sets}), {machine['threads']} threads"
+
+
+def _show_devices(*, json: bool) -> None:
+    from .._llama4rs import cpu_features
+
+    cpu, cuda = cpu_features(), cuda_devices()
+    if json:
+        print_json({"cpu": cpu, "cuda": {**cuda, "nvrtc_path": str(cuda["nvrtc_path"] or "")}})
+        return
+    rows = [("cpu", _cpu_text(cpu))]
+    rows += [
+        (
+            device["device"],
+            f"{device['name']}, compute capability {device['capability']}, "
+            f"{byte_count(device['memory'])}, {device['multiprocessors']} multiprocessors",
+        )
+        for device in cuda["devices"]
+    ]
+    if cuda["driver"]:
+        rows.append(("driver", f"CUDA {cuda['driver']}"))
+    if cuda["nvrtc"]:
+        rows.append(("NVRTC", f"{cuda['nvrtc']} at {cuda['nvrtc_path']}"))
+    rows += [("no CUDA", problem) for problem in cuda["problems"]]
+    print(table_text(rows))
 
 
 @reported

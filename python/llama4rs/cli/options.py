@@ -45,7 +45,7 @@ Weights = Annotated[
     str | None,
     _model("--weights", "-w", metavar="FORMAT", help="Convert while reading: int4, int8, bf16..."),
 ]
-Device = Annotated[str, _model(help="What computes: auto or cpu.")]
+Device = Annotated[str, _model(help="What computes: auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, _model(min=1, help="Threads. [default: all cores]")]
 MaxContext = Annotated[int | None, _model(min=1, help="Most tokens of prompt and output together.")]
 KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Keys and values: bf16 or f32.")]
