@@ -1,26 +1,17 @@
 //! Every kernel compiles for every architecture within its budget of registers
 //! and memory, `kernels/resources.txt`. `LLAMA4RS_WRITE_RESOURCES=1` writes the file anew.
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use llama4rs_cuda::nvrtc::{Architecture, Nvrtc};
 use llama4rs_cuda::resources::parse;
 use llama4rs_cuda::{all_kernels, KernelSource};
+use support::nvrtc_folders;
 
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90a", "sm_100", "sm_120"];
-
-/// Where `make build` puts NVRTC.
-fn nvrtc_folders() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.venv/lib");
-    let pythons = std::fs::read_dir(root).into_iter().flatten().flatten();
-    pythons
-        .flat_map(|python| {
-            ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"]
-                .map(|folder| python.path().join("site-packages").join(folder))
-        })
-        .collect()
-}
 
 /// `file kernel CONSTANT=value,...`: registers, stack, spills and shared bytes per architecture.
 type Report = BTreeMap<String, Vec<[u32; 4]>>;

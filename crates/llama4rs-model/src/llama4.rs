@@ -50,12 +50,14 @@ impl<B: VisionBackend> Llama4<B> {
             let features = backend.upload(&step.image_features, self.config.hidden_size)?;
             backend.replace_rows(&mut workspace.x, &step.image_rows, &features)?;
         }
+        // Read at the end: a device need not be waited for between its layers.
+        let mut routings = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             if observer.before_layer(layer).is_break() {
                 return Err(Error::Interrupted);
             }
             if let Some(routing) = block.forward(backend, &terms, &step.kv, cache, workspace)? {
-                observer.routed(layer, &backend.routed_experts(&routing)?);
+                routings.push((layer, routing));
             }
         }
         if !step.logit_rows.is_empty() {
@@ -64,6 +66,9 @@ impl<B: VisionBackend> Llama4<B> {
             self.norm.forward(backend, selected, h)?;
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
             backend.matmul(h, &[lm_head], &mut [logits])?;
+        }
+        for (layer, routing) in &routings {
+            observer.routed(*layer, &backend.routed_experts(routing)?);
         }
         Ok(())
     }

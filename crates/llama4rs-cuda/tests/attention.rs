@@ -1,0 +1,211 @@
+//! Keys, values and attention, beside the CPU.
+
+mod support;
+
+use llama4rs_tensor::{
+    AlignedBytes, Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot, VisionBackend,
+};
+use support::{assert_bits, assert_close, cpu, cuda, Random};
+
+const PAGE: usize = 64;
+const TOLERANCE: f64 = 3e-6;
+
+fn geometry(dtype: KvDtype, num_kv_heads: usize, head_dim: usize) -> KvGeometry {
+    KvGeometry { num_layers: 2, num_kv_heads, head_dim, page_tokens: PAGE, dtype }
+}
+
+/// A pool with `keys` and `values` `[tokens, kv_heads * head_dim]` in layer 1, of which `sealed`
+/// pages are sealed, and its pages in the order of their tokens.
+fn filled<B: Backend>(
+    backend: &B,
+    geometry: KvGeometry,
+    keys: &[f32],
+    values: &[f32],
+    sealed: usize,
+) -> (B::KvPool, Vec<PageId>) {
+    let cols = geometry.num_kv_heads * geometry.head_dim;
+    let tokens = keys.len() / cols;
+    let count = tokens.div_ceil(PAGE);
+    let mut pool = backend.kv_pool(geometry).unwrap();
+    backend.kv_reserve(&mut pool, PageForm::Exact, count + 2).unwrap();
+    // Pages out of order, with unused ones between.
+    let page = |index: usize| PageId::exact((count + 1 - index) as u32);
+    let slots: Vec<Slot> =
+        (0..tokens).map(|t| Slot { page: page(t / PAGE), offset: (t % PAGE) as u32 }).collect();
+    let (keys, values) =
+        (backend.upload(keys, cols).unwrap(), backend.upload(values, cols).unwrap());
+    backend.write_kv(&mut pool, 1, &slots, &keys, &values).unwrap();
+    if sealed > 0 {
+        backend.kv_reserve(&mut pool, PageForm::Sealed, sealed + 1).unwrap();
+    }
+    let pairs: Vec<_> =
+        (0..sealed).map(|i| (page(i), PageId::sealed((sealed - i) as u32))).collect();
+    backend.kv_seal(&mut pool, 1, &pairs).unwrap();
+    let pages = (0..count).map(|i| if i < sealed { pairs[i].1 } else { page(i) }).collect();
+    (pool, pages)
+}
+
+fn attend<B: Backend>(
+    backend: &B,
+    pool: &B::KvPool,
+    queries: &[f32],
+    cols: usize,
+    spans: &[KvSpan],
+) -> Vec<f32> {
+    let queries = backend.upload(queries, cols).unwrap();
+    let mut out = backend.empty();
+    backend.attend(pool, 1, &queries, spans, 0.3, &mut out).unwrap();
+    backend.to_host(&out).unwrap()
+}
+
+#[test]
+fn attention_over_pages() {
+    let Some(cuda) = cuda() else { return };
+    let random = &mut Random(1);
+    for (dtype, kv_heads, group, head_dim, tokens, rows) in [
+        (KvDtype::F32, 1, 1, 8, 1, 1),
+        (KvDtype::F32, 2, 3, 12, 70, 5),
+        (KvDtype::Bf16, 1, 5, 16, 64, 64),
+        (KvDtype::Bf16, 2, 2, 6, 130, 9),
+        (KvDtype::F32, 1, 1, 136, 65, 2),
+        (KvDtype::Bf16, 1, 4, 16, 1100, 2),
+    ] {
+        let geometry = geometry(dtype, kv_heads, head_dim);
+        let cols = kv_heads * head_dim;
+        let (keys, values) = (random.values(tokens * cols), random.values(tokens * cols));
+        let queries = random.values((rows + 1) * cols * group);
+        let what = format!("{dtype:?} {kv_heads} x {group} x {head_dim}, {rows} of {tokens}");
+        // The last row is nobody's: it becomes zero.
+        let span = |pages: &[PageId]| KvSpan {
+            rows: 0..rows,
+            pages: pages.to_vec(),
+            visible: tokens - rows + 1,
+        };
+        let (pool, pages) = filled(cpu(), geometry, &keys, &values, 0);
+        let expected = attend(cpu(), &pool, &queries, cols * group, &[span(&pages)]);
+        let (pool, pages) = filled(cuda, geometry, &keys, &values, 0);
+        let got = attend(cuda, &pool, &queries, cols * group, &[span(&pages)]);
+        assert_close(&what, &expected, &got, TOLERANCE);
+        let rows_in_all = rows;
+        // The same rows in spans of their own, and alone.
+        let row = |i: usize, rows| KvSpan {
+            rows,
+            pages: pages.clone(),
+            visible: tokens - rows_in_all + 1 + i,
+        };
+        let spans: Vec<_> = (0..rows).map(|i| row(i, i..i + 1)).collect();
+        assert_bits(&what, &got, &attend(cuda, &pool, &queries, cols * group, &spans));
+        for i in [0, rows - 1] {
+            let width = cols * group;
+            let query = &queries[i * width..][..width];
+            let alone = attend(cuda, &pool, query, width, &[row(i, 0..1)]);
+            assert_bits(&what, &got[i * width..][..width], &alone);
+        }
+    }
+}
+
+#[test]
+fn sealed_pages_have_the_bytes_of_the_cpu() {
+    let Some(cuda) = cuda() else { return };
+    let random = &mut Random(2);
+    for (dtype, head_dim) in
+        [(KvDtype::Int8, 16), (KvDtype::Int4, 16), (KvDtype::Int8, 12), (KvDtype::Int4, 40)]
+    {
+        let (kv_heads, group, tokens) = (2, 2, 2 * PAGE + 5);
+        let geometry = geometry(dtype, kv_heads, head_dim);
+        let cols = kv_heads * head_dim;
+        let mut keys = random.values(tokens * cols);
+        let mut values = random.values(tokens * cols);
+        (keys[5], values[7], values[8]) = (f32::NAN, 1e9, 0.0);
+        values[cols..2 * cols].fill(0.25);
+        let (on_cpu, cpu_pages) = filled(cpu(), geometry, &keys, &values, 2);
+        let (mut on_gpu, pages) = filled(cuda, geometry, &keys, &values, 2);
+        assert_eq!(cpu_pages, pages);
+        let layer = geometry.page_bytes(PageForm::Sealed) / 2;
+        for &page in &pages[..2] {
+            let expected = cpu().kv_read(&on_cpu, page).unwrap();
+            let got = cuda.kv_read(&on_gpu, page).unwrap();
+            assert_eq!(&expected[layer..], &got[layer..], "{dtype:?} {head_dim} {page:?}");
+        }
+        let clean: Vec<f32> = random.values(tokens * cols);
+        let (on_cpu, _) = filled(cpu(), geometry, &clean, &clean, 2);
+        let queries = random.values(3 * cols * group);
+        let spans = [KvSpan { rows: 0..3, pages: pages.clone(), visible: tokens - 2 }];
+        let expected = attend(cpu(), &on_cpu, &queries, cols * group, &spans);
+        // Pages that another device wrote are adopted as they are.
+        for &page in &pages {
+            let bytes = cpu().kv_read(&on_cpu, page).unwrap();
+            let mut owned = AlignedBytes::zeroed(bytes.len()).unwrap();
+            owned.copy_from_slice(&bytes);
+            cuda.kv_adopt(&mut on_gpu, page, owned.into()).unwrap();
+        }
+        let got = attend(cuda, &on_gpu, &queries, cols * group, &spans);
+        assert_close(&format!("{dtype:?} {head_dim}"), &expected, &got, 2e-5);
+    }
+}
+
+#[test]
+fn everybody_sees_everybody_in_a_tile() {
+    let Some(cuda) = cuda() else { return };
+    let random = &mut Random(3);
+    for (tiles, tile_rows, heads, head_dim) in
+        [(1, 1, 1, 1), (2, 17, 2, 12), (3, 5, 1, 88), (1, 70, 3, 16)]
+    {
+        let len = tiles * tile_rows * heads * head_dim;
+        let (q, k, v) = (random.values(len), random.values(len), random.values(len));
+        fn run<B: VisionBackend>(
+            b: &B,
+            x: [&[f32]; 3],
+            cols: usize,
+            rows: usize,
+            dim: usize,
+        ) -> Vec<f32> {
+            let [q, k, v] = x.map(|x| b.upload(x, cols).unwrap());
+            let mut out = b.empty();
+            b.attend_all(&q, &k, &v, rows, dim, 0.4, &mut out).unwrap();
+            b.to_host(&out).unwrap()
+        }
+        let cols = heads * head_dim;
+        let expected = run(cpu(), [&q, &k, &v], cols, tile_rows, head_dim);
+        let got = run(cuda, [&q, &k, &v], cols, tile_rows, head_dim);
+        assert_close(
+            &format!("{tiles} {tile_rows} {heads} {head_dim}"),
+            &expected,
+            &got,
+            TOLERANCE,
+        );
+    }
+}
+
+#[test]
+fn pages_that_do_not_fit_are_errors() {
+    let Some(cuda) = cuda() else { return };
+    let sizes = geometry(KvDtype::Bf16, 2, 16);
+    let refused = |text: &str, error: Option<llama4rs_tensor::Error>| {
+        let error = error.expect(text).to_string();
+        assert!(error.contains(text), "{error:?} does not contain {text:?}");
+    };
+    refused("pages of 64", cuda.kv_pool(KvGeometry { page_tokens: 5, ..sizes }).err());
+    refused("kv pool", cuda.kv_pool(KvGeometry { num_layers: 0, ..sizes }).err());
+    let mut pool = cuda.kv_pool(sizes).unwrap();
+    refused("exact pages", cuda.kv_reserve(&mut pool, PageForm::Sealed, 1).err());
+    cuda.kv_reserve(&mut pool, PageForm::Exact, 1).unwrap();
+    let x = cuda.upload(&[0.0; 32], 32).unwrap();
+    for slot in [
+        Slot { page: PageId::exact(1), offset: 0 },
+        Slot { page: PageId::exact(0), offset: 64 },
+        Slot { page: PageId::sealed(0), offset: 0 },
+    ] {
+        refused("slots in 1 exact", cuda.write_kv(&mut pool, 0, &[slot], &x, &x).err());
+    }
+    let span = |visible, page| KvSpan { rows: 0..1, pages: vec![PageId::exact(page)], visible };
+    let mut out = cuda.empty();
+    for (layer, span, text) in [
+        (2, span(1, 0), "a layer below 2"),
+        (0, span(65, 0), "visible"),
+        (0, span(1, 1), "reserved"),
+    ] {
+        refused(text, cuda.attend(&pool, layer, &x, &[span], 1.0, &mut out).err());
+    }
+    refused("a reserved page", cuda.kv_read(&pool, PageId::exact(1)).err());
+}
