@@ -55,6 +55,13 @@ DEVICE u32 bf16_fma2(u32 a, u32 b, u32 c) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
+// Two IEEE halves in a u32, low half first.
+DEVICE float f16_low(u32 pair) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)pair));
+  return x;
+}
+DEVICE float f16_high(u32 pair) { return f16_low(pair >> 16); }
 // 2^x within 2 ulp; zero for minus infinity.
 DEVICE float exp2_fast(float x) {
   float y;

@@ -13,6 +13,8 @@ use llama4rs_tensor::{
 
 use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
+use crate::ops::fused::{is_wide_enough, Norm};
+use crate::ops::pages_attention;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
 
@@ -59,7 +61,12 @@ impl Backend for Cuda {
             || format!("at least one matrix, in groups of {GROUP_SIZES:?}"),
             || format!("{} x {}", packed.stack(), packed.format()),
         )?;
-        Matrix::upload(&self.gpu, &packed)
+        let matrix = Matrix::upload(&self.gpu, &packed)?;
+        if self.tensor_cores {
+            self.repack(matrix)
+        } else {
+            Ok(matrix)
+        }
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
@@ -80,6 +87,9 @@ impl Backend for Cuda {
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor) -> Result<()> {
         require_columns("rms_norm", x.cols(), weight.0.len())?;
+        if self.tensor_cores && is_wide_enough(x.cols()) {
+            return self.run_norm(x, Norm { weight, eps, out });
+        }
         self.run_rms_norm(x, weight, eps, out)
     }
 
@@ -90,8 +100,15 @@ impl Backend for Cuda {
             require_single("matmul", weights.stack)?;
             require_shape("matmul", x.shape(), x.rows(), weights.cols)?;
         }
+        if weights.iter().all(|weights| weights.fragments.is_some()) {
+            return self.run_products(x, weights, outs);
+        }
         for (weights, out) in weights.iter().zip(outs) {
-            self.run_matmul(x, weights, out)?;
+            if weights.fragments.is_some() {
+                self.run_products(x, &[weights], &mut [out])?;
+            } else {
+                self.run_matmul(x, weights, out)?;
+            }
         }
         Ok(())
     }
@@ -201,6 +218,10 @@ impl Backend for Cuda {
         require_layer("attend", &geometry, layer)?;
         require_heads("attend", queries.cols(), geometry.head_dim * geometry.num_kv_heads)?;
         require_spans(&geometry, queries.rows(), spans, |page| pool.has(page))?;
+        let heads = queries.cols() / geometry.head_dim;
+        if self.tensor_cores && pages_attention::suits(pool, heads) {
+            return self.run_attend_pages(pool, layer, queries, spans, scale, out);
+        }
         self.run_attend(pool, layer, queries, spans, scale, out)
     }
 

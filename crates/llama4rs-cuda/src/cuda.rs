@@ -15,6 +15,8 @@ use crate::DeviceInfo;
 /// A GPU that runs models.
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
+    /// Whether products and attention use tensor cores.
+    pub(crate) tensor_cores: bool,
     uploads: Mutex<Uploads>,
 }
 
@@ -36,7 +38,18 @@ impl Cuda {
     /// # Errors
     /// Without a driver, a device or NVRTC, or when one of them is too old.
     pub fn open(ordinal: usize, nvrtc_folders: &[PathBuf]) -> Result<Self> {
-        Ok(Self { gpu: Gpu::open(ordinal, nvrtc_folders)?, uploads: Mutex::default() })
+        let gpu = Gpu::open(ordinal, nvrtc_folders)?;
+        Ok(Self { gpu, tensor_cores: false, uploads: Mutex::default() })
+    }
+
+    /// The same device with tensor cores for products and attention, or without.
+    ///
+    /// With them activations are rounded to bf16 on their way into products with
+    /// `bf16`, `int8` and `int4` weights and into attention over bf16 and int8
+    /// pages; sums stay in single precision. Matrices that were brought to the
+    /// device before keep their order.
+    pub fn with_tensor_cores(self, tensor_cores: bool) -> Self {
+        Self { tensor_cores, ..self }
     }
 
     /// What the driver says about the device.

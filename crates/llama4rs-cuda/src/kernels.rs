@@ -17,17 +17,20 @@ const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
 pub struct KernelSource {
     /// The file's name.
     pub name: &'static str,
+    /// What the file is compiled behind, after the prelude: names and texts.
+    headers: &'static [(&'static str, &'static str)],
     text: &'static str,
     /// Constants `(name, value)` that the tests and the resource budget use; a
     /// launch brings its own.
     pub examples: &'static [&'static [(&'static str, u32)]],
 }
 
-/// Files of `kernels/`, each with the constants that its examples are compiled with.
+/// Files of `kernels/`, each with its headers and the constants that its examples are compiled with.
 macro_rules! sources {
-    ($($constant:ident = $name:literal, $examples:expr;)*) => {
+    ($($constant:ident = $name:literal $(after [$($header:literal),*])?, $examples:expr;)*) => {
         $(pub(crate) const $constant: KernelSource = KernelSource {
             name: $name,
+            headers: &[$($(($header, include_str!(concat!("../kernels/", $header)))),*)?],
             text: include_str!(concat!("../kernels/", $name)),
             examples: $examples,
         };)*
@@ -54,6 +57,44 @@ sources! {
     KV_PAGES = "kv_pages.cu", &[
         &[("HEAD_DIM", 128), ("KV_HEADS", 8), ("PAGE_TOKENS", 64), ("KV_BF16", 1), ("CODE_BITS", 4)],
     ];
+    REPACK = "repack.cu" after ["fragments.cuh"], &[&[]];
+    EMBED_FRAGMENTS = "embed_fragments.cu" after ["fragments.cuh"], &[
+        &[("FORMAT", 1), ("GROUP", 0)],
+        &[("FORMAT", 2), ("GROUP", 64)],
+        &[("FORMAT", 3), ("GROUP", 32)],
+    ];
+    MATMUL_DECODE = "matmul_decode.cu" after ["fragments.cuh", "matmul.cuh"], &[
+        &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0), ("ROW_PANELS", 1)],
+        &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 2), ("ROW_PANELS", 2)],
+        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
+        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 2), ("ROW_PANELS", 2)],
+        &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2), ("ROW_PANELS", 2)],
+        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
+        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 2), ("ROW_PANELS", 2)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 0), ("ROW_PANELS", 1)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2), ("ROW_PANELS", 2)],
+    ];
+    MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "matmul.cuh"], &[
+        &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0)],
+        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 0)],
+        &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2)],
+        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0)],
+        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 2)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2)],
+    ];
+    ROUTE = "route.cu", &[&[]];
+    ATTENTION_DECODE = "attention_decode.cu" after ["attention.cuh"], &[
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("OUT_BF16", 0)],
+        &[("HEAD_DIM", 64), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
+    ];
+    ATTENTION_PREFILL = "attention_prefill.cu" after ["attention.cuh"], &[
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
+        &[("HEAD_DIM", 64), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
+    ];
+    ROPE_CACHE = "rope_cache.cu", &[&[("HEAD_DIM", 128)]];
+    RESIDUAL_NORM = "residual_norm.cu", &[&[("WIDTH", 5120)]];
+    SAMPLE = "sample.cu", &[&[]];
     ATTENTION_EXACT = "attention_exact.cu", &[
         &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 1), ("KV_BF16", 1), ("CODE_BITS", 0)],
         &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 3), ("KV_BF16", 1), ("CODE_BITS", 8)],
@@ -76,12 +117,18 @@ impl KernelSource {
     }
 
     fn full_text(&self) -> String {
-        format!("{PRELUDE}\n#line 1 \"{}\"\n{}", self.name, self.text)
+        let mut text = PRELUDE.to_owned();
+        for (name, part) in self.headers.iter().chain(&[(self.name, self.text)]) {
+            text += &format!("\n#line 1 \"{name}\"\n{part}");
+        }
+        text
     }
 }
 
 fn options(architecture: &Architecture, constants: &[(&str, u32)]) -> Vec<String> {
-    let mut options = vec!["--std=c++17".to_owned(), "--fmad=false".to_owned()];
+    // 177: a header's constant that this file has no use for.
+    let always = ["--std=c++17", "--fmad=false", "--diag-suppress=177"];
+    let mut options: Vec<String> = always.map(str::to_owned).to_vec();
     if matches!(architecture, Architecture::Binary(_)) {
         options.push("--ptxas-options=-v".to_owned());
     }

@@ -96,8 +96,68 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 /// One argument of a kernel.
-#[derive(Clone, Copy)]
-pub(crate) struct Argument(u64);
+#[derive(Clone)]
+pub(crate) enum Argument {
+    /// A number or an address.
+    Word(u64),
+    /// A parameter structure; see [`Structure`].
+    Structure(Box<[u64]>),
+}
+
+impl Argument {
+    fn address(&self) -> *mut c_void {
+        match self {
+            Argument::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
+            Argument::Structure(words) => words.as_ptr().cast_mut().cast(),
+        }
+    }
+}
+
+/// A kernel's parameter structure, field by field in C's layout.
+#[derive(Default)]
+pub(crate) struct Structure(Vec<u8>);
+
+impl Structure {
+    /// An address or another field of 8 bytes.
+    pub fn long(mut self, value: u64) -> Self {
+        self.0.resize(self.0.len().next_multiple_of(8), 0);
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    /// A field of 4 bytes.
+    pub fn word(mut self, value: u32) -> Self {
+        self.0.extend(value.to_le_bytes());
+        self
+    }
+
+    /// A size.
+    pub fn size(self, value: usize) -> Result<Self> {
+        Ok(self.word(small(value)?))
+    }
+
+    /// `count` bytes of zeros, such as unused elements of an array.
+    pub fn zeros(mut self, count: usize) -> Self {
+        self.0.resize(self.0.len() + count, 0);
+        self
+    }
+}
+
+impl AsArgument for Structure {
+    fn argument(self) -> Result<Argument> {
+        let word = |bytes: &[u8]| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u64::from_le_bytes(word)
+        };
+        Ok(Argument::Structure(self.0.chunks(8).map(word).collect()))
+    }
+}
+
+/// A size, which kernels take as `u32`.
+fn small(size: usize) -> Result<u32> {
+    u32::try_from(size).map_err(|_| Error::shape("kernel", "sizes below 2^32", size))
+}
 
 /// What can be an argument.
 pub(crate) trait AsArgument {
@@ -107,35 +167,31 @@ pub(crate) trait AsArgument {
 
 impl<T: crate::memory::Plain> AsArgument for &Buffer<T> {
     fn argument(self) -> Result<Argument> {
-        Ok(Argument(self.address()))
+        Ok(Argument::Word(self.address()))
     }
 }
 
 impl AsArgument for u64 {
     fn argument(self) -> Result<Argument> {
-        Ok(Argument(self))
+        Ok(Argument::Word(self))
     }
 }
 
 impl AsArgument for u32 {
     fn argument(self) -> Result<Argument> {
-        Ok(Argument(self.into()))
+        Ok(Argument::Word(self.into()))
     }
 }
 
 impl AsArgument for f32 {
     fn argument(self) -> Result<Argument> {
-        Ok(Argument(self.to_bits().into()))
+        Ok(Argument::Word(self.to_bits().into()))
     }
 }
 
 impl AsArgument for usize {
-    /// A size, which kernels take as `u32`.
     fn argument(self) -> Result<Argument> {
-        let small = u32::try_from(self);
-        small
-            .map(|size| Argument(size.into()))
-            .map_err(|_| Error::shape("kernel", "sizes below 2^32", self))
+        Ok(Argument::Word(small(self)?.into()))
     }
 }
 
@@ -167,8 +223,7 @@ impl Kernel {
             return Err(Error::shape(self.name, most, format!("{blocks:?}")));
         }
         gpu.bind()?;
-        let mut pointers: Vec<*mut c_void> =
-            arguments.iter().map(|a| std::ptr::from_ref(&a.0).cast_mut().cast()).collect();
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::address).collect();
         let [x, y, z] = blocks.map(|count| count as c_uint);
         // SAFETY: the arguments outlive the call, which copies them (a 4-byte one is
         // the low half of its 8 bytes); the callers checked what they point to.

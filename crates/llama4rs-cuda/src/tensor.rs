@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use llama4rs_tensor::{Error, PackedMatrix, Result, WeightFormat};
 
+use crate::fragments::Fragments;
 use crate::gpu::Gpu;
 use crate::memory::Buffer;
 use crate::upload::upload;
@@ -15,6 +16,9 @@ use crate::upload::upload;
 #[derive(Default)]
 pub struct Tensor {
     values: Option<Buffer<f32>>,
+    /// The same values rounded to bf16, by whoever wrote them last.
+    halves: Option<Buffer<u16>>,
+    halves_are_current: bool,
     rows: usize,
     cols: usize,
 }
@@ -39,9 +43,33 @@ impl Tensor {
         self.rows * self.cols
     }
 
-    /// Where the values are; 0 when there are none.
+    /// Where the values are, to be read; 0 when there are none.
     pub(crate) fn address(&self) -> u64 {
         self.values.as_ref().map_or(0, Buffer::address)
+    }
+
+    /// Where the values are, to be changed.
+    pub(crate) fn address_mut(&mut self) -> u64 {
+        self.halves_are_current = false;
+        self.address()
+    }
+
+    /// Where the values are as bf16, if somebody wrote them down.
+    pub(crate) fn halves(&self) -> Option<&Buffer<u16>> {
+        self.halves.as_ref().filter(|_| self.halves_are_current)
+    }
+
+    /// Room for all values as bf16, which the caller writes together with the values.
+    pub(crate) fn halves_mut(&mut self, gpu: &Arc<Gpu>) -> Result<&Buffer<u16>> {
+        let len = self.len();
+        if self.halves.as_ref().map_or(0, Buffer::len) < len {
+            self.halves = None;
+        }
+        self.halves_are_current = true;
+        match &mut self.halves {
+            Some(halves) => Ok(halves),
+            empty => Ok(empty.insert(Buffer::new(gpu, len, "activations")?)),
+        }
     }
 
     pub(crate) fn values(&self) -> Option<&Buffer<f32>> {
@@ -50,6 +78,7 @@ impl Tensor {
 
     /// Takes a new shape; the values are then anything.
     pub(crate) fn resize(&mut self, gpu: &Arc<Gpu>, rows: usize, cols: usize) -> Result<()> {
+        self.halves_are_current = false;
         let refused = Error::OutOfMemory { what: "activations", bytes: usize::MAX };
         let len = rows.checked_mul(cols).ok_or(refused)?;
         if self.values.as_ref().map_or(0, Buffer::len) < len {
@@ -64,6 +93,7 @@ impl Tensor {
 
     /// Makes all values zero.
     pub(crate) fn clear(&mut self) -> Result<()> {
+        self.halves_are_current = false;
         self.values.as_mut().map_or(Ok(()), Buffer::clear)
     }
 
@@ -87,13 +117,16 @@ impl Tensor {
 /// A constant vector.
 pub struct Vector(pub(crate) Buffer<f32>);
 
-/// One weight matrix or a stack of them, in panels as they are packed.
+/// One weight matrix or a stack of them.
 pub struct Matrix {
     pub(crate) format: WeightFormat,
     pub(crate) stack: usize,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    /// As they are packed; nothing when there are fragments.
     pub(crate) panels: Buffer<u8>,
+    /// For tensor cores.
+    pub(crate) fragments: Option<Fragments>,
 }
 
 impl Matrix {
@@ -106,6 +139,7 @@ impl Matrix {
             rows: packed.rows(),
             cols: packed.cols(),
             panels,
+            fragments: None,
         })
     }
 

@@ -62,6 +62,15 @@ impl Cuda {
         if entries == 0 {
             return Ok(());
         }
+        let all = [gate, up, down];
+        match all.map(|matrix| matrix.fragments.is_some()) {
+            [true, true, true] => return self.run_expert_products(x, routing, all, out),
+            [false, false, false] => {}
+            _ => {
+                let found = all.map(|matrix| matrix.format.to_string()).join(", ");
+                return Err(Error::shape("experts", "all matrices in f32, or none of them", found));
+            }
+        }
         let Sorted { order, place, tiles } = self.sort_entries(routing)?;
         let sorted = |cols: usize| -> Result<Buffer<f32>> {
             let len = entries.checked_mul(cols);
@@ -85,7 +94,7 @@ impl Cuda {
         // The inputs were read: their memory takes the outputs.
         let outputs = inputs;
         self.run_matmul_experts(&outputs, &gated, down, &tiles)?;
-        let all = arguments![out.address(), &outputs, &place, top_k, hidden];
+        let all = arguments![out.address_mut(), &outputs, &place, top_k, hidden];
         self.launch_experts("scatter_add", routing.rows, 256, &all)
     }
 

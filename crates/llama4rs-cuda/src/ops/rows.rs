@@ -33,7 +33,7 @@ impl Cuda {
         y: Option<&Tensor>,
     ) -> Result<()> {
         let count = x.len() as u64;
-        let mut all = arguments![x.address(), count].to_vec();
+        let mut all = arguments![x.address_mut(), count].to_vec();
         if let Some(y) = y {
             all.splice(1..1, arguments![y.address()]);
         }
@@ -53,12 +53,12 @@ impl Cuda {
     }
 
     pub(crate) fn run_scale_rows(&self, x: &mut Tensor, scales: &Tensor) -> Result<()> {
-        let arguments = arguments![x.address(), scales.address(), x.cols()];
+        let arguments = arguments![x.address_mut(), scales.address(), x.cols()];
         self.launch_rows(&ROWS, "scale_rows", x.rows(), &arguments)
     }
 
     pub(crate) fn run_add_bias(&self, x: &mut Tensor, bias: &Vector) -> Result<()> {
-        let arguments = arguments![x.address(), &bias.0, x.cols()];
+        let arguments = arguments![x.address_mut(), &bias.0, x.cols()];
         self.launch_rows(&ROWS, "add_bias", x.rows(), &arguments)
     }
 
@@ -81,7 +81,7 @@ impl Cuda {
         moves.dedup_by_key(|(row, _)| *row);
         let list: Vec<u32> = moves.iter().flat_map(|&(row, from)| [row, from]).collect();
         let list = self.list(&list)?;
-        let arguments = arguments![x.address(), with.address(), &*list, x.cols()];
+        let arguments = arguments![x.address_mut(), with.address(), &*list, x.cols()];
         self.launch_rows(&ROWS, "replace_rows", moves.len(), &arguments)
     }
 
@@ -91,7 +91,7 @@ impl Cuda {
         rotations: &Tensor,
         head_dim: usize,
     ) -> Result<()> {
-        let arguments = arguments![x.address(), rotations.address(), x.cols(), head_dim];
+        let arguments = arguments![x.address_mut(), rotations.address(), x.cols(), head_dim];
         self.launch_rows(&ROWS, "rope", x.rows(), &arguments)
     }
 
@@ -122,13 +122,16 @@ impl Cuda {
 
     pub(crate) fn run_head_norm(&self, x: &mut Tensor, head_dim: usize, eps: f32) -> Result<()> {
         let heads = x.len() / head_dim;
-        let arguments = arguments![x.address(), heads as u64, head_dim, eps];
+        let arguments = arguments![x.address_mut(), heads as u64, head_dim, eps];
         self.launch_rows(&NORM, "head_norm", heads.div_ceil(HEADS), &arguments)
     }
 
     pub(crate) fn run_embed(&self, table: &Matrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
         out.resize(&self.gpu, ids.len(), table.cols)?;
         let list = self.list(ids)?;
+        if let Some(fragments) = &table.fragments {
+            return self.run_embed_fragments(table, fragments, &list, ids.len(), out);
+        }
         let arguments = arguments![
             out.address(),
             &table.panels,

@@ -1,0 +1,161 @@
+// Few tokens: out = x · Wᵀ for up to 8 * TILES tokens a tile, limited by reading the weights once.
+//
+// x [x rows, K] bf16, weights in fragment order (fragments.cuh), jobs and token tiles: matmul.cuh.
+// Launch: 128 threads; a block computes PANELS * 16 rows for one tile of 8 * TILES tokens (SWIGLU: 16
+// rows of both matrices); job j has ceil(rows / rows a block) * token tiles blocks. Warp i sums slice i
+// of the inputs; weights go from memory to registers, 4 (one panel of int4) or 8 loads of 16 bytes in
+// flight a lane; activations come through L1. The tensor core computes 16 rows x 8 tokens at
+// once, which costs fewer instructions than multiplying one token on the scalar cores.
+// Bytes: the weights of the used rows once; x and the results (small). Operations: 2 * N * K * 8 * TILES.
+
+template <int KIND, int GROUP_COLS, int PANELS, int TILES, int EPILOGUE>
+DEVICE void matmul_decode(const MatmulArgs &args) {
+  constexpr u32 GROUPS = TILE_GROUPS<KIND, GROUP_COLS>;
+  constexpr u32 BLOCK_ROWS = EPILOGUE == SWIGLU ? PANEL : PANELS * PANEL;
+  static_assert(EPILOGUE != SWIGLU || PANELS == 2, "gate and up");
+  // Blocks of weights that are under way: 8 registers' worth of 16 bytes at most.
+  constexpr u32 AHEAD = PANELS * PIECES<KIND> >= 8 ? 1 : PANELS * PIECES<KIND> >= 4 ? 2 : 4;
+  SHARED float4 parts[SLICES][PANELS * TILES][WARP];
+
+  Work work;
+  if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 1, work)) return;
+  u32 lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+  u32 tiles = ceil_div(args.cols, TILE_COLS), panels = ceil_div(work.job->rows, PANEL);
+
+  const u8 *codes[PANELS];
+  const u32 *scales[PANELS];
+#pragma unroll
+  for (u32 p = 0; p < PANELS; p++) {
+    bool up = EPILOGUE == SWIGLU && p == 1;
+    u32 panel = min(work.row_block * (BLOCK_ROWS / PANEL) + (EPILOGUE == SWIGLU ? 0 : p), panels - 1);
+    codes[p] = (up ? work.up_codes : work.codes) + (u64)panel * tiles * TILE_BLOCKS * BLOCK_BYTES<KIND> + lane * 16;
+    scales[p] = (up ? work.up_scales : work.scales) + ((u64)panel * tiles * 8 + g) * GROUPS;
+  }
+  const u16 *x[TILES];
+  u32 x_cols[TILES]; // 0 for a column without a token
+#pragma unroll
+  for (u32 n = 0; n < TILES; n++) {
+    bool used = n * 8 + g < work.count;
+    x[n] = activations(args, work, used ? n * 8 + g : 0);
+    x_cols[n] = used ? args.cols : 0;
+  }
+
+  u32 tile = slice * tiles / SLICES, end = (slice + 1) * tiles / SLICES;
+  float sums[PANELS][TILES][4] = {};
+  uint4 ahead[AHEAD][PANELS][PIECES<KIND>];
+  TileScales<GROUPS> scales_ahead[PANELS];
+  uint4 x_ahead[TILES][2];
+
+  auto load_weights = [&](u32 of_tile, u32 block) { // `block` may lie in the next tile
+#pragma unroll
+    for (u32 p = 0; p < PANELS; p++)
+#pragma unroll
+      for (u32 i = 0; i < PIECES<KIND>; i++)
+        ahead[block % AHEAD][p][i] = load_stream(codes[p] + (u64)(of_tile * TILE_BLOCKS + block) * BLOCK_BYTES<KIND> + i * 512);
+  };
+  auto load_scales = [&](u32 of_tile) {
+#pragma unroll
+    for (u32 p = 0; p < PANELS; p++)
+      if constexpr (GROUPS > 0) scales_ahead[p].load(scales[p] + (u64)of_tile * 8 * GROUPS);
+  };
+  auto load_x = [&](u32 block) {
+#pragma unroll
+    for (u32 n = 0; n < TILES; n++)
+#pragma unroll
+      for (u32 half = 0; half < 2; half++) {
+        u32 col = block * BLOCK_COLS + half * 32 + t * 8;
+        x_ahead[n][half] = col < x_cols[n] ? __ldg((const uint4 *)(x[n] + col)) : make_uint4(0, 0, 0, 0);
+      }
+  };
+
+  if (tile < end) {
+#pragma unroll
+    for (u32 block = 0; block < AHEAD; block++) load_weights(tile, block);
+    load_scales(tile);
+    load_x(tile * TILE_BLOCKS);
+  }
+#pragma unroll 1
+  for (; tile < end; tile++) {
+    TileScales<GROUPS> scale[PANELS];
+#pragma unroll
+    for (u32 p = 0; p < PANELS; p++) scale[p] = scales_ahead[p];
+    if (tile + 1 < end) load_scales(tile + 1);
+#pragma unroll
+    for (u32 block = 0; block < TILE_BLOCKS; block++) {
+      uint4 pieces[PANELS][PIECES<KIND>], b[TILES][2];
+#pragma unroll
+      for (u32 p = 0; p < PANELS; p++)
+#pragma unroll
+        for (u32 i = 0; i < PIECES<KIND>; i++) pieces[p][i] = ahead[block % AHEAD][p][i];
+#pragma unroll
+      for (u32 n = 0; n < TILES; n++)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) b[n][half] = x_ahead[n][half];
+      if (block + AHEAD < TILE_BLOCKS || tile + 1 < end) load_weights(tile, block + AHEAD);
+      if (block + 1 < TILE_BLOCKS || tile + 1 < end) load_x(tile * TILE_BLOCKS + block + 1);
+#pragma unroll
+      for (u32 p = 0; p < PANELS; p++) {
+        float part[TILES][4] = {};
+#pragma unroll
+        for (u32 s = 0; s < 4; s++) {
+          u32 a[4];
+          decode_fragment<KIND>(pieces[p], s, a);
+#pragma unroll
+          for (u32 n = 0; n < TILES; n++) {
+            const uint4 &v = b[n][s / 2];
+            mma_bf16(KIND == BF16 ? sums[p][n] : part[n], a, s % 2 ? v.z : v.x, s % 2 ? v.w : v.y);
+          }
+          if constexpr (KIND != BF16) {
+            if (s == 3 || (GROUP_COLS == 32 && s == 1)) {
+#pragma unroll
+              for (u32 n = 0; n < TILES; n++) {
+                fold(sums[p][n], part[n], scale[p].of(block, s / 2));
+                part[n][0] = part[n][1] = part[n][2] = part[n][3] = 0.0f;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (u32 p = 0; p < PANELS; p++)
+#pragma unroll
+    for (u32 n = 0; n < TILES; n++)
+      parts[slice][p * TILES + n][lane] = make_float4(sums[p][n][0], sums[p][n][1], sums[p][n][2], sums[p][n][3]);
+  __syncthreads();
+
+  auto total = [&](u32 fragment, float (&sum)[4]) {
+#pragma unroll
+    for (u32 i = 0; i < SLICES; i++) {
+      float4 w = parts[i][fragment][lane];
+      sum[0] += w.x, sum[1] += w.y, sum[2] += w.z, sum[3] += w.w;
+    }
+  };
+  constexpr u32 FRAGMENTS = EPILOGUE == SWIGLU ? TILES : PANELS * TILES;
+#pragma unroll 1
+  for (u32 fragment = slice; fragment < FRAGMENTS; fragment += SLICES) {
+    float sum[4] = {}, up[4] = {};
+    total(fragment, sum);
+    if constexpr (EPILOGUE == SWIGLU) total(TILES + fragment, up);
+    u32 row = work.row_block * BLOCK_ROWS + fragment / TILES * PANEL + g;
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+      u32 token = fragment % TILES * 8 + t * 2 + i % 2, n = row + i / 2 * 8;
+      if (token < work.count && n < work.job->rows) {
+        u32 at = assignment(work, token);
+        float weight = work.order && args.weights ? args.weights[at] : 1.0f;
+        finish<EPILOGUE>(work.job->out, (u64)at * work.job->rows + n, sum[i], up[i], weight);
+      }
+    }
+  }
+}
+
+// Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=, -DROW_PANELS=.
+KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? 4 : 3) matmul_decode_8(const __grid_constant__ MatmulArgs args) {
+  matmul_decode<FORMAT, GROUP, ROW_PANELS, 1, FINISH>(args);
+}
+KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? 3 : 2) matmul_decode_16(const __grid_constant__ MatmulArgs args) {
+  matmul_decode<FORMAT, GROUP, ROW_PANELS, 2, FINISH>(args);
+}

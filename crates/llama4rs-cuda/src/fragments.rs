@@ -1,0 +1,122 @@
+//! Weights in the order in which tensor cores take them; `kernels/fragments.cuh` draws it.
+
+use llama4rs_tensor::format::PANEL_ROWS;
+use llama4rs_tensor::{Result, WeightFormat};
+
+use crate::cuda::{Cuda, Launch};
+use crate::kernels::{EMBED_FRAGMENTS, REPACK};
+use crate::memory::Buffer;
+use crate::module::{arguments, Argument};
+use crate::tensor::{Matrix, Tensor};
+
+/// Inputs of a tile.
+pub(crate) const TILE_COLS: usize = 256;
+const THREADS: usize = 256;
+
+/// A matrix, or a stack of them, in fragment order.
+pub(crate) struct Fragments {
+    pub codes: Buffer<u8>,
+    pub scales: Buffer<u32>,
+    /// Tiles of inputs.
+    pub tiles: usize,
+    /// Bytes of codes from one matrix to the next.
+    pub code_stride: usize,
+    /// Words of scales from one matrix to the next.
+    pub scale_stride: usize,
+}
+
+/// What repacking a format needs to know: its kernel, and 16-byte pieces of a lane in a block.
+fn repacked_by(format: WeightFormat) -> Option<(&'static str, usize)> {
+    match format {
+        WeightFormat::F32 => None,
+        WeightFormat::Bf16 => Some(("repack_bf16", 4)),
+        WeightFormat::Int8 { .. } => Some(("repack_int8", 2)),
+        WeightFormat::Int4 { .. } => Some(("repack_int4", 1)),
+    }
+}
+
+impl Cuda {
+    /// The matrix in fragment order, if its format has one and its inputs are whole words of 16 bytes.
+    pub(crate) fn repack(&self, matrix: Matrix) -> Result<Matrix> {
+        let Some((kernel, pieces)) = repacked_by(matrix.format) else { return Ok(matrix) };
+        if !matrix.cols.is_multiple_of(8) {
+            return Ok(matrix);
+        }
+        let gpu = &self.gpu;
+        let tiles = matrix.cols.div_ceil(TILE_COLS);
+        let panels = matrix.rows.div_ceil(PANEL_ROWS);
+        let code_stride = panels * tiles * TILE_COLS / 64 * pieces * 512;
+        let tile_groups = matrix.format.group().map_or(0, |group| TILE_COLS / group);
+        let scale_stride = panels * tiles * 8 * tile_groups;
+        let codes = Buffer::new(gpu, matrix.stack * code_stride, "weights")?;
+        let scales = Buffer::new(gpu, matrix.stack * scale_stride, "weights")?;
+
+        let threads = codes.len() / 16;
+        let lines = matrix.code_bytes() / 64;
+        let all = arguments![
+            &codes,
+            &matrix.panels,
+            threads as u64,
+            tiles,
+            matrix.panel_bytes(),
+            lines as u32
+        ];
+        self.launch_repack(kernel, threads, &all)?;
+        if let Some(group) = matrix.format.group() {
+            let groups = matrix.format.padded_cols(matrix.cols) / group;
+            let all = arguments![
+                &scales,
+                &matrix.panels,
+                scales.len() as u64,
+                tile_groups,
+                tiles,
+                matrix.panel_bytes(),
+                matrix.code_bytes(),
+                groups
+            ];
+            self.launch_repack("repack_scales", scales.len(), &all)?;
+        }
+        let fragments = Fragments { codes, scales, tiles, code_stride, scale_stride };
+        let panels = Buffer::new(gpu, 0, "weights")?;
+        Ok(Matrix { panels, fragments: Some(fragments), ..matrix })
+    }
+
+    fn launch_repack(&self, kernel: &'static str, threads: usize, all: &[Argument]) -> Result<()> {
+        let launch = Launch {
+            source: &REPACK,
+            kernel,
+            constants: &[],
+            shared: 0,
+            blocks: [threads.div_ceil(THREADS), 1, 1],
+            threads: THREADS as u32,
+        };
+        self.launch(launch, all)
+    }
+
+    pub(crate) fn run_embed_fragments(
+        &self,
+        table: &Matrix,
+        fragments: &Fragments,
+        ids: &Buffer<u32>,
+        count: usize,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let all = arguments![
+            out.address(),
+            &fragments.codes,
+            &fragments.scales,
+            ids,
+            table.cols,
+            fragments.tiles
+        ];
+        let launch = Launch {
+            source: &EMBED_FRAGMENTS,
+            kernel: "embed_fragments",
+            constants: &table.constants(),
+            shared: 0,
+            blocks: [count, 1, 1],
+            threads: THREADS as u32,
+        };
+        self.launch(launch, &all)
+    }
+}

@@ -1,0 +1,159 @@
+//! Attention over bf16 pages and pages of 8-bit codes on tensor cores: `attention_decode.cu`,
+//! `attention_prefill.cu`.
+//!
+//! Queries and weights are rounded to bf16, sums are single precision; both
+//! kernels compute a row with the same bits (`kernels/attention.cuh`).
+
+use llama4rs_tensor::{KvDtype, KvSpan, PageForm, Result};
+
+use super::kv_pages::words;
+use crate::cuda::{Cuda, Launch};
+use crate::kernels::{KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL};
+use crate::kv_pages::{KvPages, PAGE_TOKENS};
+use crate::memory::Buffer;
+use crate::module::{Argument, AsArgument, Structure};
+use crate::tensor::Tensor;
+
+/// Pages of a split.
+const SPLIT_PAGES: usize = 4;
+/// Query heads of a key/value head that fit in one product.
+const MOST_GROUP: usize = 16;
+/// Spans of at most so many rows are computed row by row, their keys in splits side by side.
+const FEW_ROWS: usize = 16;
+/// Pages in shared memory: decode, prefill.
+const RINGS: [usize; 2] = [3, 2];
+
+/// Whether the kernels take these sizes.
+pub(crate) fn suits(pool: &KvPages, heads: usize) -> bool {
+    let geometry = pool.geometry();
+    matches!(geometry.dtype, KvDtype::Bf16 | KvDtype::Int8)
+        && matches!(geometry.head_dim, 64 | 128)
+        && heads / geometry.num_kv_heads <= MOST_GROUP
+}
+
+/// Rows that share pages, as the kernels are told: row, rows, first page, visible.
+type Item = [u32; 4];
+
+/// What a step's spans are cut into.
+#[derive(Default)]
+struct Work {
+    /// Addresses of pages, then items.
+    list: Vec<u32>,
+    /// Items of one row for decode.
+    singles: Vec<Item>,
+    /// Items of many rows for prefill.
+    spans: Vec<Item>,
+    /// Most keys of a single row, most rows of a span.
+    most_keys: usize,
+    most_rows: usize,
+    covered: usize,
+}
+
+impl Work {
+    fn of(pool: &KvPages, spans: &[KvSpan]) -> Self {
+        let mut work = Self::default();
+        for span in spans.iter().filter(|span| !span.rows.is_empty()) {
+            let first_page = (work.list.len() / 2) as u32;
+            let rows = span.rows.len();
+            let seen = span.visible + rows - 1;
+            let pages = span.pages.iter().take(seen.div_ceil(PAGE_TOKENS));
+            work.list.extend(words(
+                pages.map(|&page| pool.address(page) | (page.form() == PageForm::Sealed) as u64),
+            ));
+            let item = |row, rows, visible| [row as u32, rows as u32, first_page, visible as u32];
+            if rows <= FEW_ROWS {
+                let single = |i| item(span.rows.start + i, 1, span.visible + i);
+                work.singles.extend((0..rows).map(single));
+                work.most_keys = work.most_keys.max(seen);
+            } else {
+                work.spans.push(item(span.rows.start, rows, span.visible));
+                work.most_rows = work.most_rows.max(rows);
+            }
+            work.covered += rows;
+        }
+        work.list.extend(work.singles.iter().chain(&work.spans).flatten());
+        work
+    }
+}
+
+impl Cuda {
+    /// [`llama4rs_tensor::Backend::attend`] for pools that [suit](suits).
+    pub(crate) fn run_attend_pages(
+        &self,
+        pool: &KvPages,
+        layer: usize,
+        queries: &Tensor,
+        spans: &[KvSpan],
+        scale: f32,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let geometry = *pool.geometry();
+        let (rows, head_dim, kv_heads) = (queries.rows(), geometry.head_dim, geometry.num_kv_heads);
+        let heads = queries.cols() / head_dim;
+        let mut scratch = None;
+        let halves = self.halves_of(queries, &mut scratch)?.address();
+        out.resize(&self.gpu, rows, queries.cols())?;
+        let work = Work::of(pool, spans);
+        if work.covered < rows {
+            out.clear()?;
+        }
+        if work.covered == 0 || heads == 0 {
+            return Ok(());
+        }
+        let list = self.list(&work.list)?;
+        let items_at = work.list.len() - 4 * (work.singles.len() + work.spans.len());
+        let arguments = |first_item: usize, parts: u64, splits: usize| -> Result<[Argument; 1]> {
+            let fields = Structure::default()
+                .long(halves)
+                .long(list.address())
+                .long(list.offset(items_at + 4 * first_item))
+                .long(out.address())
+                .long(parts)
+                .size(heads)?
+                .size(kv_heads)?
+                .size(splits)?
+                .size(layer)?
+                .word((scale * std::f32::consts::LOG2_E).to_bits());
+            Ok([fields.argument()?])
+        };
+        let constants = [
+            ("HEAD_DIM", head_dim as u32),
+            ("SEALED_PAGES", geometry.dtype.is_quantised() as u32),
+            ("OUT_BF16", 0),
+        ];
+        let launch =
+            |source: &'static KernelSource, kernel, shared, blocks, threads: usize| Launch {
+                source,
+                kernel,
+                constants: &constants,
+                shared,
+                blocks,
+                threads: threads as u32,
+            };
+        let page_bytes = 4 * PAGE_TOKENS * head_dim;
+        if !work.singles.is_empty() {
+            let count = work.singles.len();
+            let splits = work.most_keys.div_ceil(PAGE_TOKENS * SPLIT_PAGES);
+            let len = count * heads * splits * (head_dim + 4);
+            let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
+            let all = arguments(0, parts.address(), splits)?;
+            let shared = RINGS[0] * page_bytes;
+            let blocks = [splits, kv_heads, count];
+            self.launch(launch(&ATTENTION_DECODE, "attend_decode", shared, blocks, 128), &all)?;
+            let blocks = [heads, count, 1];
+            let merge = launch(&ATTENTION_DECODE, "attend_decode_merge", 0, blocks, head_dim);
+            self.launch(merge, &all)?;
+        }
+        if !work.spans.is_empty() {
+            let shared = |warps: usize| RINGS[1] * page_bytes + warps * 32 * (head_dim / 2 + 4) * 4;
+            let large = shared(8) <= self.info().shared_memory;
+            let (kernel, warps) =
+                if large { ("attend_prefill", 8) } else { ("attend_prefill_small", 4) };
+            let tiles = (work.most_rows * (heads / kv_heads)).div_ceil(warps * 16);
+            let blocks = [tiles, kv_heads, work.spans.len()];
+            let launch = launch(&ATTENTION_PREFILL, kernel, shared(warps), blocks, warps * 32);
+            self.launch(launch, &arguments(work.singles.len(), 0, 0)?)?;
+        }
+        Ok(())
+    }
+}
