@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from llama4rs import DeviceError, Llama4
 from llama4rs.cli.app import app
 from llama4rs.device import cuda_devices, nvrtc_folders
 
-
-@pytest.fixture
-def no_driver() -> None:
-    if cuda_devices()["driver"]:
-        pytest.skip("this machine has an NVIDIA driver")
-
-
-def test_without_a_driver_the_gpu_is_a_clear_error(no_driver: None) -> None:
-    for device in ("cuda", "cuda:1"):
-        with pytest.raises(DeviceError, match=r"no NVIDIA driver.*device=\"cpu\""):
-            Llama4(device=device)
-    result = CliRunner().invoke(app, ["generate", "hello", "--device", "cuda"])
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: no NVIDIA driver")
-    assert "Traceback" not in result.stderr
+WITHOUT_A_DRIVER = """
+import sys, llama4rs
+from llama4rs.device import cuda_devices
+if cuda_devices()["driver"]:
+    sys.exit("this machine has an NVIDIA driver")
+for device in ("cuda", "cuda:1"):
+    try:
+        llama4rs.Llama4(device=device)
+    except llama4rs.DeviceError as error:
+        print(error)
+print(llama4rs.Llama4(device="auto", threads=1).device)
+"""
 
 
-def test_without_a_driver_the_cpu_computes(no_driver: None) -> None:
-    assert Llama4(device="auto", threads=1).device.startswith("cpu")
+def test_without_a_driver_the_gpu_is_a_clear_error_and_the_cpu_computes() -> None:
+    # A process of its own: others may have loaded the simulated driver into this one.
+    command = [sys.executable, "-c", WITHOUT_A_DRIVER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if "has an NVIDIA driver" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    one, two, device = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert one == two
+    assert one.startswith("no NVIDIA driver was found")
+    assert one.endswith('use device="cpu"')
+    assert device.startswith("cpu")
 
 
 def test_nvrtc_of_a_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

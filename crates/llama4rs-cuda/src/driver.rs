@@ -65,11 +65,14 @@ impl DeviceInfo {
 /// The version of CUDA that the driver knows, such as `(13, 0)`; an error when
 /// there is no driver or it is too old.
 pub fn driver_version() -> Result<(u32, u32)> {
-    static OPENED: OnceLock<std::result::Result<(u32, u32), String>> = OnceLock::new();
-    OPENED.get_or_init(open).clone().map_err(device)
+    static OPENED: OnceLock<(u32, u32)> = OnceLock::new();
+    match OPENED.get() {
+        Some(version) => Ok(*version),
+        None => open().map(|version| *OPENED.get_or_init(|| version)).map_err(device),
+    }
 }
 
-/// Loads and initialises the driver, once per process.
+/// Loads and initialises the driver.
 fn open() -> std::result::Result<(u32, u32), String> {
     // SAFETY: loading the driver runs its constructors, which expect that.
     if !unsafe { sys::is_culib_present() } {
