@@ -95,10 +95,10 @@ KERNEL(1024) route(const float *logits, u32 *expert_of, float *weights, u32 *ord
       float best = -infinity();
       u32 best_expert = experts;
       for (u32 e = 0; e < experts; e++) {
-        bool behind = choice == 0 || row[e] < last || (row[e] == last && e > last_expert);
-        if (behind && (best_expert == experts || row[e] > best)) best = row[e], best_expert = e;
+        float logit = row[e] == row[e] ? row[e] : -infinity(); // what is no number never wins
+        bool behind = choice == 0 || logit < last || (logit == last && e > last_expert);
+        if (behind && (best_expert == experts || logit > best)) best = logit, best_expert = e;
       }
-      if (best_expert == experts) best_expert = 0; // logits that are no numbers
       expert_of[token * top_k + choice] = best_expert;
       weights[token * top_k + choice] = sigmoid(best);
       last = best, last_expert = best_expert;

@@ -64,22 +64,18 @@ sources! {
         &[("FORMAT", 3), ("GROUP", 32)],
     ];
     MATMUL_DECODE = "matmul_decode.cu" after ["fragments.cuh", "matmul.cuh"], &[
-        &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
-        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 2), ("ROW_PANELS", 2)],
-        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2), ("ROW_PANELS", 2)],
     ];
     MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "matmul.cuh"], &[
         &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0)],
-        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 0)],
+        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 2)],
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2)],
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0)],
-        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 2)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2)],
     ];
     ROUTE = "route.cu", &[&[]];
@@ -90,7 +86,7 @@ sources! {
     ];
     ATTENTION_PREFILL = "attention_prefill.cu" after ["attention.cuh"], &[
         &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
-        &[("HEAD_DIM", 64), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("OUT_BF16", 0)],
     ];
     ROPE_CACHE = "rope_cache.cu", &[&[("HEAD_DIM", 128)]];
     RESIDUAL_NORM = "residual_norm.cu", &[&[("WIDTH", 5120)]];

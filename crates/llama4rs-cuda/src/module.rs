@@ -55,7 +55,7 @@ impl Module {
         // SAFETY: the module is loaded.
         let function = unsafe { result::module::get_function(self.handle, text) }
             .during(&format!("find the kernel {name}"))?;
-        if shared > DEFAULT_SHARED {
+        if shared > 0 {
             if shared > gpu.info.shared_memory {
                 let (limit, gpu) = (gpu.info.shared_memory, &gpu.info.name);
                 return Err(Error::shape(
@@ -78,9 +78,6 @@ impl Module {
         let _ = unsafe { result::module::unload(self.handle) };
     }
 }
-
-/// Dynamic shared memory that needs no leave.
-const DEFAULT_SHARED: usize = 48 << 10;
 
 /// A kernel that can be launched.
 #[derive(Clone, Copy)]

@@ -42,6 +42,13 @@ pub fn cuda() -> Option<&'static Cuda> {
     }
 }
 
+/// The same device with tensor cores.
+pub fn tensor_cores() -> Option<&'static Cuda> {
+    static CUDA: OnceLock<Cuda> = OnceLock::new();
+    cuda()?;
+    Some(CUDA.get_or_init(|| Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true)))
+}
+
 fn driver_is_absent() -> bool {
     // SAFETY: loading the driver runs its constructors, which expect that.
     let absent = |name: &str| unsafe { libloading::Library::new(name) }.is_err();

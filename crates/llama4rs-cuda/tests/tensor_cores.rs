@@ -1,0 +1,433 @@
+//! Products, experts and attention on tensor cores, beside plain single precision.
+
+mod support;
+
+use half::bf16;
+use llama4rs_cuda::{Cuda, Draw, Positions};
+use llama4rs_tensor::{
+    Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot, WeightFormat,
+};
+use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights, FORMATS};
+
+const PAGE: usize = 64;
+/// Single precision in another order of additions.
+const SUMS: f64 = 3e-6;
+/// Something was rounded to bf16 on the way.
+const ROUNDED: f64 = 4e-3;
+
+/// Values that bf16 holds, so that products round nothing else than their sums.
+fn halves(random: &mut Random, count: usize) -> Vec<f32> {
+    random.values(count).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
+}
+
+fn matmul<B: Backend>(backend: &B, x: &[f32], cols: usize, weights: &[&Weights]) -> Vec<Vec<f32>> {
+    let x = backend.upload(x, cols).unwrap();
+    let weights: Vec<_> = weights.iter().map(|w| backend.matrix(w.packed()).unwrap()).collect();
+    let mut outs: Vec<_> = weights.iter().map(|_| backend.empty()).collect();
+    let (weights, mut slots): (Vec<_>, Vec<_>) =
+        (weights.iter().collect(), outs.iter_mut().collect());
+    backend.matmul(&x, &weights, &mut slots).unwrap();
+    outs.iter().map(|out| backend.to_host(out).unwrap()).collect()
+}
+
+#[test]
+fn embedding_is_exact() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(1);
+    for format in FORMATS {
+        for (rows, cols) in [(1, 8), (50, 264), (17, 200), (5, 33)] {
+            let table = random.weights(format, 1, rows, cols);
+            let ids: Vec<u32> = (0..9).map(|_| random.below(rows) as u32).collect();
+            let plain = table.packed().decode(0);
+            let expected: Vec<f32> =
+                ids.iter().flat_map(|&id| plain[id as usize * cols..][..cols].to_vec()).collect();
+            let mut out = cuda.empty();
+            cuda.embed(&cuda.matrix(table.packed()).unwrap(), &ids, &mut out).unwrap();
+            assert_bits(&format!("{format} {cols}"), &expected, &cuda.to_host(&out).unwrap());
+        }
+    }
+}
+
+/// Numbers of tokens on both sides of every change of kernel: the bits never change.
+#[test]
+fn products_of_every_format() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(2);
+    for (format, rows, cols) in FORMATS
+        .into_iter()
+        .zip([(5, 16), (33, 264), (40, 96), (130, 1032), (16, 8), (17, 328), (40, 1288), (1, 520)])
+        .map(|(format, (rows, cols))| (format, rows, cols))
+    {
+        let (first, second) =
+            (random.weights(format, 1, rows, cols), random.weights(format, 1, 2 * rows, cols));
+        let x = halves(random, 70 * cols);
+        let expected = matmul(cpu(), &x, cols, &[&first, &second]);
+        let all = matmul(cuda, &x, cols, &[&first, &second]);
+        for (expected, got) in expected.iter().zip(&all) {
+            assert_close(&format!("{format} {rows} {cols}"), expected, got, SUMS);
+        }
+        for tokens in [1, 7, 8, 9, 16, 17, 33] {
+            let first_row = 70 - tokens;
+            let some = matmul(cuda, &x[first_row * cols..], cols, &[&second, &first]);
+            let what = format!("{format}, {tokens} tokens");
+            assert_bits(&what, &all[0][first_row * rows..], &some[1]);
+            assert_bits(&what, &all[1][first_row * 2 * rows..], &some[0]);
+        }
+    }
+}
+
+/// Many tiles: the kernel for prompts, on a device with few processors.
+#[test]
+fn products_of_many_tokens() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(3);
+    let (rows, cols, tokens) = (260, 192, 260);
+    for format in [WeightFormat::Int4 { group: 64 }, WeightFormat::Int8 { group: 32 }] {
+        let weights = random.weights(format, 1, rows, cols);
+        let x = halves(random, tokens * cols);
+        let expected = matmul(cpu(), &x, cols, &[&weights]);
+        let got = matmul(cuda, &x, cols, &[&weights]);
+        assert_close(&format.to_string(), &expected[0], &got[0], SUMS);
+        for row in [0, 127, 128, 259] {
+            let alone = matmul(cuda, &x[row * cols..][..cols], cols, &[&weights]);
+            assert_bits("a row alone", &got[0][row * rows..][..rows], &alone[0]);
+        }
+    }
+}
+
+struct Experts {
+    top_k: usize,
+    count: usize,
+    hidden: usize,
+    weights: [Weights; 3],
+}
+
+impl Experts {
+    fn run<B: Backend>(&self, backend: &B, x: &[f32], logits: &[f32], out: &[f32]) -> Vec<f32> {
+        let x = backend.upload(x, self.hidden).unwrap();
+        let logits = backend.upload(logits, self.count).unwrap();
+        let routing = backend.route(&logits, self.top_k).unwrap();
+        let [gate, up, down] = self.weights.each_ref().map(|w| backend.matrix(w.packed()).unwrap());
+        let mut out = backend.upload(out, self.hidden).unwrap();
+        let weights = ExpertWeights { gate: &gate, up: &up, down: &down };
+        backend.experts(&x, &routing, weights, &mut out).unwrap();
+        backend.to_host(&out).unwrap()
+    }
+}
+
+#[test]
+fn experts_as_on_the_cpu() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(4);
+    let (int4, int8) = (WeightFormat::Int4 { group: 64 }, WeightFormat::Int8 { group: 32 });
+    for (formats, tokens, count, top_k, hidden, inner) in [
+        ([int4; 3], 1, 16, 1, 64, 48),
+        ([int4; 3], 70, 4, 1, 264, 40),
+        ([WeightFormat::Int4 { group: 128 }, int8, int4], 9, 3, 2, 72, 24),
+        ([WeightFormat::Bf16; 3], 40, 2, 1, 136, 8),
+        ([int8; 3], 120, 2, 1, 128, 16),
+    ] {
+        let [gate, up, down] = formats;
+        let weights = [
+            random.weights(gate, count, inner, hidden),
+            random.weights(up, count, inner, hidden),
+            random.weights(down, count, hidden, inner),
+        ];
+        let experts = Experts { top_k, count, hidden, weights };
+        let (x, out) = (halves(random, tokens * hidden), random.values(tokens * hidden));
+        let mut logits = random.values(tokens * count);
+        // One expert takes many rows, another none.
+        for row in logits.chunks_exact_mut(count).step_by(2) {
+            row[count - 1] = 3.0;
+            row[0] = -3.0;
+        }
+        let expected = experts.run(cpu(), &x, &logits, &out);
+        let got = experts.run(cuda, &x, &logits, &out);
+        assert_close(&format!("{formats:?}"), &expected, &got, ROUNDED);
+        for token in [0, tokens / 2, tokens - 1] {
+            let row = |values: &[f32], width: usize| values[token * width..][..width].to_vec();
+            let alone =
+                experts.run(cuda, &row(&x, hidden), &row(&logits, count), &row(&out, hidden));
+            assert_bits("a row alone", &row(&got, hidden), &alone);
+        }
+    }
+}
+
+/// A pool whose layer 1 holds `keys` and `values`, the pages `sealed` of them sealed.
+fn filled<B: Backend>(
+    backend: &B,
+    geometry: KvGeometry,
+    keys: &[f32],
+    values: &[f32],
+    sealed: std::ops::Range<usize>,
+) -> (B::KvPool, Vec<PageId>) {
+    let cols = geometry.num_kv_heads * geometry.head_dim;
+    let tokens = keys.len() / cols;
+    let count = tokens.div_ceil(PAGE);
+    let mut pool = backend.kv_pool(geometry).unwrap();
+    backend.kv_reserve(&mut pool, PageForm::Exact, count + 2).unwrap();
+    let exact = |index: usize| PageId::exact((count + 1 - index) as u32);
+    let slots: Vec<Slot> =
+        (0..tokens).map(|t| Slot { page: exact(t / PAGE), offset: (t % PAGE) as u32 }).collect();
+    let (keys, values) =
+        (backend.upload(keys, cols).unwrap(), backend.upload(values, cols).unwrap());
+    backend.write_kv(&mut pool, 1, &slots, &keys, &values).unwrap();
+    if !sealed.is_empty() {
+        backend.kv_reserve(&mut pool, PageForm::Sealed, count).unwrap();
+    }
+    let pairs: Vec<_> =
+        sealed.clone().map(|i| (exact(i), PageId::sealed((count - 1 - i) as u32))).collect();
+    backend.kv_seal(&mut pool, 1, &pairs).unwrap();
+    let page = |i| if sealed.contains(&i) { pairs[i - sealed.start].1 } else { exact(i) };
+    (pool, (0..count).map(page).collect())
+}
+
+#[test]
+fn attention_over_pages() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(5);
+    for (dtype, kv_heads, group, head_dim, tokens, rows) in [
+        (KvDtype::Bf16, 1, 5, 128, 1, 1),
+        (KvDtype::Bf16, 2, 5, 128, 300, 20),
+        (KvDtype::Bf16, 1, 12, 64, 64, 64),
+        (KvDtype::Bf16, 1, 1, 64, 577, 3),
+        (KvDtype::Int8, 1, 5, 128, 410, 18),
+        (KvDtype::Int8, 2, 2, 64, 321, 1),
+    ] {
+        let geometry = KvGeometry {
+            num_layers: 2,
+            num_kv_heads: kv_heads,
+            head_dim,
+            page_tokens: PAGE,
+            dtype,
+        };
+        let (cols, width) = (kv_heads * head_dim, kv_heads * head_dim * group);
+        let (keys, values) = (random.values(tokens * cols), random.values(tokens * cols));
+        let queries = halves(random, (rows + 1) * width);
+        let what = format!("{dtype:?} {kv_heads} x {group} x {head_dim}, {rows} of {tokens}");
+        let first = tokens - rows + 1;
+        // Page 0 stays exact, and those that some row does not see whole.
+        let sealed = if dtype == KvDtype::Int8 { 1..(first - 1) / PAGE } else { 0..0 };
+        let attend = |pages: &[PageId], spans: &[(std::ops::Range<usize>, usize)]| -> Vec<KvSpan> {
+            let span = |(rows, visible): &(std::ops::Range<usize>, usize)| KvSpan {
+                rows: rows.clone(),
+                pages: pages.to_vec(),
+                visible: *visible,
+            };
+            spans.iter().map(span).collect()
+        };
+        fn run<B: Backend>(
+            backend: &B,
+            pool: &B::KvPool,
+            queries: &[f32],
+            width: usize,
+            spans: &[KvSpan],
+        ) -> Vec<f32> {
+            let queries = backend.upload(queries, width).unwrap();
+            let mut out = backend.empty();
+            backend.attend(pool, 1, &queries, spans, 0.1, &mut out).unwrap();
+            backend.to_host(&out).unwrap()
+        }
+        let (pool, pages) = filled(cpu(), geometry, &keys, &values, sealed.clone());
+        let together = [(0..rows, first)];
+        let expected = run(cpu(), &pool, &queries, width, &attend(&pages, &together));
+        let (pool, pages) = filled(cuda, geometry, &keys, &values, sealed);
+        let got = run(cuda, &pool, &queries, width, &attend(&pages, &together));
+        assert_close(&what, &expected, &got, ROUNDED);
+        let apart: Vec<_> = (0..rows).map(|i| (i..i + 1, first + i)).collect();
+        assert_bits(&what, &got, &run(cuda, &pool, &queries, width, &attend(&pages, &apart)));
+    }
+}
+
+#[test]
+fn fused_steps_do_what_their_parts_do() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(6);
+    for (rows, cols) in [(1, 4), (3, 5120), (2, 1028)] {
+        let (x, y, weight) =
+            (random.values(rows * cols), random.values(rows * cols), random.values(cols));
+        let parts = {
+            let (mut x, y) = (cpu().upload(&x, cols).unwrap(), cpu().upload(&y, cols).unwrap());
+            let mut out = cpu().empty();
+            cpu().add(&mut x, &y).unwrap();
+            cpu().rms_norm(&x, &cpu().vector(&weight).unwrap(), 1e-5, &mut out).unwrap();
+            [cpu().to_host(&x).unwrap(), cpu().to_host(&out).unwrap()]
+        };
+        let (mut x, y) = (cuda.upload(&x, cols).unwrap(), cuda.upload(&y, cols).unwrap());
+        let (weight, mut out) = (cuda.vector(&weight).unwrap(), cuda.empty());
+        cuda.add_norm(&mut x, &y, &weight, 1e-5, &mut out).unwrap();
+        assert_bits("sum", &parts[0], &cuda.to_host(&x).unwrap());
+        assert_close("norm", &parts[1], &cuda.to_host(&out).unwrap(), SUMS);
+        let mut alone = cuda.empty();
+        cuda.rms_norm(&x, &weight, 1e-5, &mut alone).unwrap();
+        assert_bits("norm", &cuda.to_host(&out).unwrap(), &cuda.to_host(&alone).unwrap());
+    }
+}
+
+#[test]
+fn queries_and_keys_get_their_positions_in_one_launch() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(7);
+    for (rows, kv_heads, group, head_dim, rotary) in [(3, 2, 5, 128, true), (2, 1, 4, 64, false)] {
+        let (cols, width) = (kv_heads * head_dim, kv_heads * group * head_dim);
+        let geometry = KvGeometry {
+            num_layers: 2,
+            num_kv_heads: kv_heads,
+            head_dim,
+            page_tokens: PAGE,
+            dtype: KvDtype::Bf16,
+        };
+        let (q, k, v) =
+            (random.values(rows * width), random.values(rows * cols), random.values(rows * cols));
+        let angles = random.values(rows * head_dim / 2);
+        let rotations: Vec<f32> = angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect();
+        let scales: Vec<f32> = random.values(rows).iter().map(|x| x + 2.0).collect();
+        let slots: Vec<Slot> = (0..rows)
+            .map(|t| Slot { page: PageId::exact(2 - t as u32 % 2), offset: 61 + t as u32 })
+            .collect();
+
+        let mut pool = cpu().kv_pool(geometry).unwrap();
+        cpu().kv_reserve(&mut pool, PageForm::Exact, 3).unwrap();
+        let upload = |values: &[f32], cols| cpu().upload(values, cols).unwrap();
+        let (mut q_cpu, mut k_cpu) = (upload(&q, width), upload(&k, cols));
+        if rotary {
+            let rotations = upload(&rotations, head_dim);
+            for x in [&mut q_cpu, &mut k_cpu] {
+                cpu().rope(x, &rotations, head_dim).unwrap();
+                cpu().head_norm(x, head_dim, 1e-5).unwrap();
+            }
+        } else {
+            cpu().scale_rows(&mut q_cpu, &upload(&scales, 1)).unwrap();
+        }
+        cpu().write_kv(&mut pool, 1, &slots, &k_cpu, &upload(&v, cols)).unwrap();
+
+        let mut on_gpu = cuda.kv_pool(geometry).unwrap();
+        cuda.kv_reserve(&mut on_gpu, PageForm::Exact, 3).unwrap();
+        let upload = |values: &[f32], cols| cuda.upload(values, cols).unwrap();
+        let (q, k, v) = (upload(&q, width), upload(&k, cols), upload(&v, cols));
+        let (rotations, scales) = (upload(&rotations, head_dim), upload(&scales, 1));
+        let positions = Positions {
+            rotations: rotary.then_some(&rotations),
+            norm_eps: Some(1e-5),
+            scales: (!rotary).then_some(&scales),
+        };
+        let mut queries = cuda.empty();
+        cuda.rope_cache([&q, &k, &v], &positions, &mut on_gpu, 1, &slots, &mut queries).unwrap();
+        assert_close(
+            "queries",
+            &cpu().to_host(&q_cpu).unwrap(),
+            &cuda.to_host(&queries).unwrap(),
+            SUMS,
+        );
+        for slot in &slots {
+            let expected = cpu().kv_read(&pool, slot.page).unwrap();
+            let got = cuda.kv_read(&on_gpu, slot.page).unwrap();
+            for plane in 0..2 * kv_heads {
+                let at = ((2 * kv_heads + plane) * PAGE + slot.offset as usize) * head_dim * 2;
+                let floats = |bytes: &[u8]| -> Vec<f32> {
+                    let pairs = bytes[at..at + head_dim * 2].chunks_exact(2);
+                    pairs.map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                };
+                // One unit in the last place where the norm's last bit decides.
+                assert_close("stored", &floats(&expected), &floats(&got), 1e-3);
+            }
+        }
+    }
+}
+
+/// The kept tokens by number with their masses, as `crates/llama4rs-engine/src/sampler.rs` keeps them.
+fn kept(logits: &[f32], draw: &Draw) -> Vec<(u32, f64)> {
+    let numbers: Vec<(u32, f64)> = (0..)
+        .zip(logits)
+        .filter(|(_, x)| !x.is_nan())
+        .map(|(token, &x)| (token, x as f64))
+        .collect();
+    let peak = numbers.iter().map(|&(_, x)| x).fold(f64::NEG_INFINITY, f64::max);
+    let mut best: Vec<(u32, f64)> = numbers
+        .iter()
+        .map(|&(token, x)| (token, ((x - peak) / draw.temperature as f64).exp()))
+        .collect();
+    best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if draw.top_k > 0 {
+        best.truncate(draw.top_k as usize);
+    }
+    let goal = draw.top_p as f64 * best.iter().map(|&(_, mass)| mass).sum::<f64>();
+    if draw.top_p < 1.0 {
+        let mut before = 0.0;
+        best.retain(|&(_, mass)| {
+            before += mass;
+            before - mass <= goal
+        });
+    }
+    best.retain(|&(_, mass)| mass >= draw.min_p as f64);
+    best.sort_by_key(|&(token, _)| token);
+    best
+}
+
+#[test]
+fn tokens_are_chosen_as_by_the_sampler() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(8);
+    for vocab in [1, 33, 3001] {
+        let rows = 4;
+        // Quarters: many ties.
+        let mut logits: Vec<f32> =
+            random.values(rows * vocab).iter().map(|x| (x * 24.0).round() / 4.0).collect();
+        if vocab > 1 {
+            logits[1] = f32::NAN;
+        }
+        let tensor = cuda.upload(&logits, vocab).unwrap();
+        let everything = Draw { random: 0, temperature: 1.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
+        let greedy: Vec<u32> = logits
+            .chunks_exact(vocab)
+            .map(|row| kept(row, &Draw { top_k: 1, ..everything })[0].0)
+            .collect();
+        assert_eq!(cuda.argmax(&tensor).unwrap(), greedy, "{vocab}");
+        for (temperature, top_p, min_p, top_k) in [
+            (1.0, 1.0, 0.0, 0),
+            (0.7, 0.9, 0.0, 0),
+            (1.3, 0.95, 0.02, 40),
+            (1.0, 1.0, 0.0, 3),
+            (0.5, 0.3, 0.1, 500),
+        ] {
+            let draws: Vec<Draw> = (0..rows)
+                .map(|_| Draw { random: random.bits(), temperature, top_p, min_p, top_k })
+                .collect();
+            let got = cuda.sample(&tensor, &draws).unwrap();
+            for ((row, draw), token) in logits.chunks_exact(vocab).zip(&draws).zip(got) {
+                let kept = kept(row, draw);
+                let total: f64 = kept.iter().map(|&(_, mass)| mass).sum();
+                let share = draw.random as f64 / 2f64.powi(64);
+                let before: f64 =
+                    kept.iter().take_while(|k| k.0 < token).map(|&(_, mass)| mass).sum();
+                let mass = kept.iter().find(|k| k.0 == token).map_or(-1.0, |k| k.1);
+                let (low, high) = (before / total - 1e-5, (before + mass) / total + 1e-5);
+                assert!(
+                    (low..=high).contains(&share),
+                    "{vocab} {draw:?}: {token}, {low} {share} {high}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let Some(cuda) = tensor_cores() else { return };
+    let refused = |text: &str, result: llama4rs_tensor::Result<()>| {
+        let error = result.expect_err(text).to_string();
+        assert!(error.contains(text), "{error:?} does not contain {text:?}");
+    };
+    let upload = |values: &[f32], cols: usize| Cuda::upload(cuda, values, cols).unwrap();
+    let mut x = upload(&[1.0; 12], 6);
+    let (y, mut out) = (upload(&[1.0; 12], 6), cuda.empty());
+    let weight = cuda.vector(&[1.0; 6]).unwrap();
+    refused("a multiple of 4", cuda.add_norm(&mut x, &y, &weight, 1e-5, &mut out));
+    refused("[2, 6]", cuda.add_norm(&mut x, &upload(&[1.0; 6], 6), &weight, 1e-5, &mut out));
+    let draw = Draw { random: 0, temperature: 0.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
+    refused("temperature > 0", cuda.sample(&x, &[draw; 2]).map(drop));
+    refused("2 draws", cuda.sample(&x, &[draw; 1]).map(drop));
+    let stack = Random(9).weights(WeightFormat::Int4 { group: 32 }, 1, 8, 24);
+    let stack = cuda.matrix(stack.packed()).unwrap();
+    refused("[2, 24]", cuda.matmul(&x, &[&stack], &mut [&mut out]));
+}
