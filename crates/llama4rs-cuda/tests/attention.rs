@@ -2,13 +2,17 @@
 
 mod support;
 
+use half::{bf16, f16};
+use llama4rs_cpu::Cpu;
 use llama4rs_tensor::{
     AlignedBytes, Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot, VisionBackend,
+    WeightFormat,
 };
 use support::{assert_bits, assert_close, cpu, cuda, Random};
 
 const PAGE: usize = 64;
 const TOLERANCE: f64 = 3e-6;
+const SCALE: f32 = 0.3;
 
 fn geometry(dtype: KvDtype, num_kv_heads: usize, head_dim: usize) -> KvGeometry {
     KvGeometry { num_layers: 2, num_kv_heads, head_dim, page_tokens: PAGE, dtype }
@@ -54,7 +58,7 @@ fn attend<B: Backend>(
 ) -> Vec<f32> {
     let queries = backend.upload(queries, cols).unwrap();
     let mut out = backend.empty();
-    backend.attend(pool, 1, &queries, spans, 0.3, &mut out).unwrap();
+    backend.attend(pool, 1, &queries, spans, SCALE, &mut out).unwrap();
     backend.to_host(&out).unwrap()
 }
 
@@ -104,6 +108,104 @@ fn attention_over_pages() {
     }
 }
 
+/// Keys or values of layer 1 as the pages store them, `[kv head][token][head_dim]`.
+fn stored(
+    geometry: &KvGeometry,
+    pool: &<Cpu as Backend>::KvPool,
+    pages: &[PageId],
+    value: bool,
+) -> Vec<Vec<f64>> {
+    let (dim, heads) = (geometry.head_dim, geometry.num_kv_heads);
+    let head = |head: usize| {
+        let tokens = pages.iter().flat_map(|&page| {
+            let bytes = cpu().kv_read(pool, page).unwrap();
+            let size = geometry.head_bytes(page.form());
+            let bytes = bytes[(heads + head) * size..][..size].to_vec();
+            (0..PAGE * dim)
+                .map(move |i| number(geometry, page.form(), &bytes, value, i / dim, i % dim))
+        });
+        tokens.collect()
+    };
+    (0..heads).map(head).collect()
+}
+
+/// One number of a head's bytes, from the drawing of the layout.
+fn number(
+    geometry: &KvGeometry,
+    form: PageForm,
+    head: &[u8],
+    value: bool,
+    token: usize,
+    channel: usize,
+) -> f64 {
+    let half = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+    let Some(layout) = geometry.sealed_head().filter(|_| form == PageForm::Sealed) else {
+        let at = (value as usize * PAGE + token) * geometry.head_dim + channel;
+        return bf16::from_bits(half(2 * at)).to_f64();
+    };
+    let (centres, steps, codes) = match value {
+        false => (layout.key_centres, layout.key_steps, layout.key_codes),
+        true => (layout.value_centres, layout.value_steps, layout.value_codes),
+    };
+    let ((lane, at, len), shared) = match value {
+        false => ((token, channel, layout.width), channel),
+        true => ((channel, token, PAGE), token),
+    };
+    let bits = geometry.dtype.code_bits().unwrap();
+    let per_word = 32 / bits;
+    let word = (lane / 16 * (len / per_word) + at / per_word) * 16 + lane % 16;
+    let byte = head[codes.start + 4 * word + at % 4];
+    let code = byte >> (at % per_word / 4 * 4) & ((1u16 << bits) - 1) as u8;
+    let f16_at = |start: usize| f16::from_bits(half(start + 2 * shared)).to_f64();
+    f16_at(centres.start) + f16_at(steps.start) * (code as f64 - (1 << (bits - 1)) as f64)
+}
+
+/// Attention in double precision; row `i` sees `visible + i` keys.
+fn plain_attention(
+    geometry: &KvGeometry,
+    [keys, values]: &[Vec<Vec<f64>>; 2],
+    queries: &[f32],
+    group: usize,
+    visible: usize,
+) -> Vec<f32> {
+    let dim = geometry.head_dim;
+    let heads = geometry.num_kv_heads * group;
+    let mut out = Vec::new();
+    for (i, q) in queries.chunks_exact(dim).enumerate() {
+        let (head, seen) = (i % heads / group, visible + i / heads);
+        let score =
+            |key: &[f64]| key.iter().zip(q).map(|(k, &q)| k * q as f64).sum::<f64>() * SCALE as f64;
+        let scores: Vec<f64> = keys[head].chunks_exact(dim).take(seen).map(score).collect();
+        let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut row: Vec<f64> = (0..dim)
+            .map(|d| {
+                weights.iter().enumerate().map(|(t, w)| w * values[head][t * dim + d]).sum::<f64>()
+                    / sum
+            })
+            .collect();
+        if geometry.dtype.rotates_values() {
+            rotate(&mut row);
+        }
+        out.extend(row.iter().map(|&x| x as f32));
+    }
+    out
+}
+
+/// The Hadamard rotation that an int4 pool applies to values.
+fn rotate(x: &mut [f64]) {
+    let order = 1usize << x.len().trailing_zeros();
+    for x in x.chunks_exact_mut(order) {
+        let sum = |i: usize| -> f64 {
+            let sign = |j: usize| 1.0 - 2.0 * ((i & j).count_ones() % 2) as f64;
+            x.iter().enumerate().map(|(j, x)| sign(j) * x).sum::<f64>() / (order as f64).sqrt()
+        };
+        let rotated: Vec<f64> = (0..order).map(sum).collect();
+        x.copy_from_slice(&rotated);
+    }
+}
+
 #[test]
 fn sealed_pages_have_the_bytes_of_the_cpu() {
     let Some(cuda) = cuda() else { return };
@@ -129,9 +231,9 @@ fn sealed_pages_have_the_bytes_of_the_cpu() {
         }
         let clean: Vec<f32> = random.values(tokens * cols);
         let (on_cpu, _) = filled(cpu(), geometry, &clean, &clean, 2);
+        let stored = [false, true].map(|value| stored(&geometry, &on_cpu, &pages, value));
         let queries = random.values(3 * cols * group);
         let spans = [KvSpan { rows: 0..3, pages: pages.clone(), visible: tokens - 2 }];
-        let expected = attend(cpu(), &on_cpu, &queries, cols * group, &spans);
         // Pages that another device wrote are adopted as they are.
         for &page in &pages {
             let bytes = cpu().kv_read(&on_cpu, page).unwrap();
@@ -140,7 +242,8 @@ fn sealed_pages_have_the_bytes_of_the_cpu() {
             cuda.kv_adopt(&mut on_gpu, page, owned.into()).unwrap();
         }
         let got = attend(cuda, &on_gpu, &queries, cols * group, &spans);
-        assert_close(&format!("{dtype:?} {head_dim}"), &expected, &got, 2e-5);
+        let expected = plain_attention(&geometry, &stored, &queries, group, tokens - 2);
+        assert_close(&format!("{dtype:?} {head_dim}"), &expected, &got, TOLERANCE);
     }
 }
 
@@ -162,7 +265,9 @@ fn everybody_sees_everybody_in_a_tile() {
         ) -> Vec<f32> {
             let [q, k, v] = x.map(|x| b.upload(x, cols).unwrap());
             let mut out = b.empty();
-            b.attend_all(&q, &k, &v, rows, dim, 0.4, &mut out).unwrap();
+            let next = Random(1).weights(WeightFormat::F32, 1, 1, cols);
+            let next = b.matrix(next.packed()).unwrap();
+            b.attend_all(&q, &k, &v, rows, dim, 0.4, &next, &mut out).unwrap();
             b.to_host(&out).unwrap()
         }
         let cols = heads * head_dim;

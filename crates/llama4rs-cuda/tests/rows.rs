@@ -28,7 +28,7 @@ enum Op<'a> {
     SelectRows(&'a [u32]),
     ReplaceRows(&'a [u32], &'a [f32]),
     AddBias(&'a [f32]),
-    Gelu,
+    Gelu(Option<&'a [f32]>),
     RmsNorm(&'a [f32]),
     LayerNorm(&'a [f32], &'a [f32]),
     HeadNorm(usize),
@@ -48,7 +48,7 @@ impl<B: VisionBackend> Device for B {
             Op::ScaleRows(scales) => self.scale_rows(&mut x, &tensor(scales, 1)),
             Op::ReplaceRows(rows, with) => self.replace_rows(&mut x, rows, &tensor(with, cols)),
             Op::AddBias(bias) => self.add_bias(&mut x, &vector(bias)),
-            Op::Gelu => self.gelu(&mut x),
+            Op::Gelu(bias) => self.gelu(&mut x, bias.map(vector).as_ref()),
             Op::HeadNorm(head_dim) => self.head_norm(&mut x, head_dim, 1e-5),
             Op::Rope(angles, head_dim) => self.rope(&mut x, &tensor(angles, head_dim), head_dim),
             Op::SelectRows(rows) => {
@@ -78,7 +78,8 @@ fn elementwise_operations() {
             (random.values(rows * cols), random.values(cols), random.values(rows));
         same("add", |device| device.values(Op::Add(&y), &x, cols));
         same("swiglu", |device| device.values(Op::Swiglu(&y), &x, cols));
-        same("gelu", |device| device.values(Op::Gelu, &x, cols));
+        same("gelu", |device| device.values(Op::Gelu(None), &x, cols));
+        same("gelu", |device| device.values(Op::Gelu(Some(&row)), &x, cols));
         same("scale_rows", |device| device.values(Op::ScaleRows(&scales), &x, cols));
         same("add_bias", |device| device.values(Op::AddBias(&row), &x, cols));
         same("rms_norm", |device| device.values(Op::RmsNorm(&row), &x, cols));
