@@ -1,9 +1,12 @@
 //! Weights in the order in which tensor cores take them; `kernels/fragments.cuh` draws it.
 
+use std::sync::Arc;
+
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{Result, WeightFormat};
 
 use crate::cuda::{Cuda, Launch};
+use crate::gpu::Gpu;
 use crate::kernels::{EMBED_FRAGMENTS, REPACK};
 use crate::memory::Buffer;
 use crate::module::{arguments, Argument};
@@ -25,6 +28,36 @@ pub(crate) struct Fragments {
     pub scale_stride: usize,
 }
 
+/// How large the fragments of a matrix are.
+pub(crate) struct Sizes {
+    pub tiles: usize,
+    pub code_stride: usize,
+    pub scale_stride: usize,
+}
+
+impl Fragments {
+    /// The sizes of `[rows, cols]`, which no format without fragments has.
+    pub fn sizes(format: WeightFormat, rows: usize, cols: usize) -> Sizes {
+        let tiles = cols.div_ceil(TILE_COLS);
+        let tiles_of_all = rows.div_ceil(PANEL_ROWS) * tiles;
+        let pieces = repacked_by(format).map_or(0, |(_, pieces)| pieces);
+        let groups = format.group().map_or(0, |group| TILE_COLS / group);
+        Sizes {
+            tiles,
+            code_stride: tiles_of_all * TILE_COLS / 64 * pieces * 512,
+            scale_stride: tiles_of_all * 8 * groups,
+        }
+    }
+
+    /// Room for the fragments of `stack` matrices, which are anything.
+    pub fn new(gpu: &Arc<Gpu>, sizes: Sizes, stack: usize) -> Result<Self> {
+        let Sizes { tiles, code_stride, scale_stride } = sizes;
+        let codes = Buffer::new(gpu, stack * code_stride, "weights")?;
+        let scales = Buffer::new(gpu, stack * scale_stride, "weights")?;
+        Ok(Self { codes, scales, tiles, code_stride, scale_stride })
+    }
+}
+
 /// What repacking a format needs to know: its kernel, and 16-byte pieces of a lane in a block.
 fn repacked_by(format: WeightFormat) -> Option<(&'static str, usize)> {
     match format {
@@ -38,23 +71,18 @@ fn repacked_by(format: WeightFormat) -> Option<(&'static str, usize)> {
 impl Cuda {
     /// The matrix in fragment order, if its format has one and its inputs are whole words of 16 bytes.
     pub(crate) fn repack(&self, matrix: Matrix) -> Result<Matrix> {
-        let Some((kernel, pieces)) = repacked_by(matrix.format) else { return Ok(matrix) };
+        let Some((kernel, _)) = repacked_by(matrix.format) else { return Ok(matrix) };
         if !matrix.cols.is_multiple_of(8) {
             return Ok(matrix);
         }
-        let gpu = &self.gpu;
-        let tiles = matrix.cols.div_ceil(TILE_COLS);
-        let panels = matrix.rows.div_ceil(PANEL_ROWS);
-        let code_stride = panels * tiles * TILE_COLS / 64 * pieces * 512;
-        let tile_groups = matrix.format.group().map_or(0, |group| TILE_COLS / group);
-        let scale_stride = panels * tiles * 8 * tile_groups;
-        let codes = Buffer::new(gpu, matrix.stack * code_stride, "weights")?;
-        let scales = Buffer::new(gpu, matrix.stack * scale_stride, "weights")?;
+        let sizes = Fragments::sizes(matrix.format, matrix.rows, matrix.cols);
+        let fragments = Fragments::new(&self.gpu, sizes, matrix.stack)?;
+        let Fragments { ref codes, ref scales, tiles, .. } = fragments;
 
         let threads = codes.len() / 16;
         let lines = matrix.code_bytes() / 64;
         let all = arguments![
-            &codes,
+            codes,
             &matrix.panels,
             threads as u64,
             tiles,
@@ -65,10 +93,10 @@ impl Cuda {
         if let Some(group) = matrix.format.group() {
             let groups = matrix.format.padded_cols(matrix.cols) / group;
             let all = arguments![
-                &scales,
+                scales,
                 &matrix.panels,
                 scales.len() as u64,
-                tile_groups,
+                TILE_COLS / group,
                 tiles,
                 matrix.panel_bytes(),
                 matrix.code_bytes(),
@@ -76,8 +104,7 @@ impl Cuda {
             ];
             self.launch_repack("repack_scales", scales.len(), &all)?;
         }
-        let fragments = Fragments { codes, scales, tiles, code_stride, scale_stride };
-        let panels = Buffer::new(gpu, 0, "weights")?;
+        let panels = Buffer::new(&self.gpu, 0, "weights")?;
         Ok(Matrix { panels, fragments: Some(fragments), ..matrix })
     }
 

@@ -91,6 +91,7 @@ sources! {
     ROPE_CACHE = "rope_cache.cu", &[&[("HEAD_DIM", 128)]];
     RESIDUAL_NORM = "residual_norm.cu", &[&[("WIDTH", 5120)]];
     SAMPLE = "sample.cu", &[&[]];
+    FILL = "fill.cu", &[&[]];
     ATTENTION_EXACT = "attention_exact.cu", &[
         &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 1), ("KV_BF16", 1), ("CODE_BITS", 0)],
         &[("HEAD_DIM", 128), ("GROUP_HEADS", 5), ("ROWS", 3), ("KV_BF16", 1), ("CODE_BITS", 8)],

@@ -23,6 +23,7 @@ mod fragments;
 mod gpu;
 mod kernels;
 mod kv_pages;
+pub mod measure;
 mod memory;
 mod module;
 pub mod nvrtc;

@@ -101,6 +101,8 @@ fn open(
     progress: &dyn llama4rs_checkpoint::Progress,
 ) -> Result<Opened, OpenError> {
     let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders)?;
+    let fast = wanted.arithmetic == Arithmetic::Fast;
+    let cuda = cuda.map(|cuda| cuda.with_tensor_cores(fast));
     let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
     let tensors = source.report();
     let mut warnings = source.warnings().to_vec();

@@ -9,6 +9,7 @@ mod checkpoint;
 mod device;
 mod engine;
 mod errors;
+mod gpu_probe;
 mod guard;
 mod kv_store;
 mod plan;
@@ -27,6 +28,8 @@ mod _llama4rs {
     };
     #[pymodule_export]
     use super::engine::Engine;
+    #[pymodule_export]
+    use super::gpu_probe::GpuProbe;
     #[pymodule_export]
     use super::kv_store::{kv_list, kv_prune, kv_verify};
     #[pymodule_export]

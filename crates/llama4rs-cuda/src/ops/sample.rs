@@ -50,13 +50,7 @@ impl Cuda {
     /// # Errors
     /// On device failures.
     pub fn argmax(&self, logits: &Tensor) -> Result<Vec<u32>> {
-        let (rows, vocab) = check_logits("argmax", logits)?;
-        let parts = Buffer::<u32>::new(&self.gpu, rows * PARTS * 2, "sampling")?;
-        let tokens = Buffer::<u32>::new(&self.gpu, rows, "sampling")?;
-        let all = arguments![logits.address(), &parts, vocab];
-        self.launch_sample("argmax_parts", [PARTS, rows], 256, &all)?;
-        self.launch_sample("argmax", [rows, 1], 32, &arguments![&parts, &tokens])?;
-        tokens.read(0, rows)
+        self.choose(logits, None)?.read(0, logits.rows())
     }
 
     /// Draws a token from each row's truncated distribution, `draws[i]` for row `i`.
@@ -67,9 +61,14 @@ impl Cuda {
     /// # Errors
     /// On options out of range, a number of draws that is not that of rows, and device failures.
     pub fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
-        let (rows, vocab) = check_logits("sample", logits)?;
+        let rows = logits.rows();
         let expected = || format!("{rows} draws");
         require(draws.len() == rows, "sample", expected, || draws.len().to_string())?;
+        self.choose(logits, Some(&self.draws(draws)?))?.read(0, rows)
+    }
+
+    /// Options on the device, checked.
+    pub(crate) fn draws(&self, draws: &[Draw]) -> Result<Buffer<u32>> {
         let in_range = |draw: &&Draw| {
             draw.temperature > 0.0
                 && draw.temperature.is_finite()
@@ -80,25 +79,37 @@ impl Cuda {
         let wrong = draws.iter().find(|draw| !in_range(draw));
         let expected = || "temperature > 0, top_p in (0, 1], min_p in [0, 1]".to_owned();
         require(wrong.is_none(), "sample", expected, || format!("{wrong:?}"))?;
-
         let words = draws.iter().flat_map(|draw| {
             let Draw { random, temperature, top_p, min_p, top_k } = *draw;
             let [a, b, c] = [temperature, top_p, min_p].map(f32::to_bits);
             [random as u32, (random >> 32) as u32, a, b, c, top_k]
         });
-        let list: Vec<u32> = words.collect();
-        let options = Buffer::of(&self.gpu, &list, "sampling")?;
-        let tokens = Buffer::<u32>::new(&self.gpu, rows, "sampling")?;
-        let all = arguments![logits.address(), &options, &tokens, vocab];
-        self.launch_sample("sample", [rows, 1], 1024, &all)?;
-        tokens.read(0, rows)
+        Buffer::of(&self.gpu, &words.collect::<Vec<u32>>(), "sampling")
     }
-}
 
-fn check_logits(operation: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
-    let (rows, vocab) = (logits.rows(), logits.cols());
-    let fits = (1..MOST_TOKENS).contains(&vocab) || rows == 0;
-    let expected = || format!("1 to {MOST_TOKENS} logits a row");
-    require(fits, operation, expected, || vocab.to_string())?;
-    Ok((rows, vocab))
+    /// The tokens of all rows, drawn if there are [draws](Self::draws); they stay on the device.
+    pub(crate) fn choose(
+        &self,
+        logits: &Tensor,
+        draws: Option<&Buffer<u32>>,
+    ) -> Result<Buffer<u32>> {
+        let (rows, vocab) = (logits.rows(), logits.cols());
+        let fits = (1..MOST_TOKENS).contains(&vocab) || rows == 0;
+        let expected = || format!("1 to {MOST_TOKENS} logits a row");
+        require(fits, "sample", expected, || vocab.to_string())?;
+        let tokens = Buffer::<u32>::new(&self.gpu, rows, "sampling")?;
+        match draws {
+            Some(options) => {
+                let all = arguments![logits.address(), options, &tokens, vocab];
+                self.launch_sample("sample", [rows, 1], 1024, &all)?;
+            }
+            None => {
+                let parts = Buffer::<u32>::new(&self.gpu, rows * PARTS * 2, "sampling")?;
+                let all = arguments![logits.address(), &parts, vocab];
+                self.launch_sample("argmax_parts", [PARTS, rows], 256, &all)?;
+                self.launch_sample("argmax", [rows, 1], 32, &arguments![&parts, &tokens])?;
+            }
+        }
+        Ok(tokens)
+    }
 }
