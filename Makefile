@@ -37,10 +37,14 @@ simulated-gpu: ## a libcuda that runs PTX on the CPU, for LD_LIBRARY_PATH=target
 
 test: test-rust test-python ## all tests
 
-test-rust:
+# Tests of the CUDA backend look for NVRTC in .venv.
+test-rust: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc>=13,<14'
 	cargo test --workspace --quiet
 
+# The simulated device is for machines without a GPU.
 test-python: build
+	cargo build --quiet -p llama4rs-cuda-sim
 	$(BIN)/python -m pytest -q
 
 crash: build ## kill a process that stores keys and values, 400 times

@@ -194,6 +194,9 @@ class Engine:
     def weights(self) -> str:
         """The family of the decoder's weight format, such as `"int4/g64"`."""
     @property
+    def device_free_bytes(self) -> int | None:
+        """Free bytes of a GPU's memory; None on the CPU."""
+    @property
     def max_context(self) -> int:
         """Most tokens that one sequence may have."""
     @property

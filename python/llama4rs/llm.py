@@ -87,9 +87,11 @@ class Llama4:
         kv_read: How stored keys and values come into memory. ``"map"`` (None) leaves them in their
             files, which are mapped: texts may be longer than memory. ``"copy"`` reads them, for
             network file systems and wherever other programs may cut files short.
-        arithmetic: How products with int4 and int8 weights are computed. ``"fast"`` (None) rounds
-            activations to 8 bits and uses integer instructions; ``"exact"`` keeps them in single
-            precision. Other weights are not affected.
+        arithmetic: How products are computed. ``"fast"`` (None): on the CPU, activations that meet
+            int4 and int8 weights are rounded to 8 bits and multiplied by integer instructions; on
+            a GPU, activations that meet bf16, int8 and int4 weights or bf16 and int8 keys are
+            rounded to bf16 and multiplied by tensor cores. ``"exact"`` keeps them in single
+            precision.
         image_cache_bytes: Most bytes of features of images that are kept, so that a question about
             a picture seen before does not encode it again; 0 keeps none.
         allow_image_urls: Fetch images that are named by an ``http(s)`` URL. They can point into

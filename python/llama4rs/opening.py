@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["free_kv_memory", "generation_defaults", "open_chat_template", "open_tokenizer"]
 
 
+# Of a GPU's free memory for keys and values; the rest is for activations and the driver.
+_DEVICE_SHARE = 0.85
+
+
 def generation_defaults(folder: Path) -> SamplingParams:
     """The options in ``generation_config.json``, the package's own where there is none."""
     path = folder / "generation_config.json"
@@ -66,6 +70,8 @@ def free_kv_memory(
     from .planning.machine import this_machine
     from .planning.shape import read_shape
 
+    if engine.device_free_bytes is not None:
+        return int(engine.device_free_bytes * _DEVICE_SHARE)
     shape = read_shape(engine.config_json)
     is_mapped = (folder / "llama4rs.json").is_file()
     return kv_memory(

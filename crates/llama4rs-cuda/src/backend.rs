@@ -27,7 +27,12 @@ impl Backend for Cuda {
 
     fn description(&self) -> String {
         let info = self.info();
-        format!("cuda:{} ({})", info.ordinal, info.name)
+        let exact = if self.tensor_cores { "" } else { ", exact" };
+        format!("cuda:{} ({}{exact})", info.ordinal, info.name)
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        self.memory().ok().map(|(free, _)| free)
     }
 
     fn empty(&self) -> Tensor {

@@ -52,6 +52,16 @@ impl Cuda {
         Self { tensor_cores, ..self }
     }
 
+    /// A name for the results, bit by bit: the same name, the same bits. Functions
+    /// that the device approximates may differ between architectures, code between
+    /// compilers.
+    pub fn numerics(&self) -> String {
+        let (major, minor) = self.info().capability;
+        let arithmetic = if self.tensor_cores { "fast" } else { "exact" };
+        let compiler = self.gpu.library.compiler_version();
+        format!("cuda {} {arithmetic} {major}.{minor} {compiler:?}", crate::NUMERICS)
+    }
+
     /// What the driver says about the device.
     pub fn info(&self) -> &DeviceInfo {
         &self.gpu.info

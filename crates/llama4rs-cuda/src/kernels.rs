@@ -153,6 +153,11 @@ impl Library {
         Self { nvrtc, architecture, binaries, loaded: Mutex::default() }
     }
 
+    /// The version of the compiler.
+    pub fn compiler_version(&self) -> (u32, u32) {
+        self.nvrtc.version()
+    }
+
     /// A kernel of `source` compiled with `constants`, which may use `shared`
     /// bytes of dynamic shared memory; the first call compiles and loads.
     pub fn kernel(

@@ -40,3 +40,6 @@ pub use kv_pages::KvPages;
 pub use ops::fused::Positions;
 pub use ops::sample::Draw;
 pub use tensor::{Matrix, Routing, Tensor, Vector};
+
+/// Counts the changes of the kernels' results: stored keys and values of another count are not used.
+pub(crate) const NUMERICS: u32 = 1;

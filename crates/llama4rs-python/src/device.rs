@@ -23,6 +23,7 @@ pub(crate) trait AnyEngine: Send + Sync {
     fn vision_config(&self) -> Option<&VisionConfig>;
     fn settings(&self) -> Settings;
     fn device(&self) -> String;
+    fn free_memory(&self) -> Option<usize>;
     fn kv_bytes_in_use(&self) -> Option<usize>;
     fn kv_memory(&self) -> Option<usize>;
     fn set_kv_memory(&self, bytes: usize);
@@ -56,6 +57,10 @@ impl<B: VisionBackend> AnyEngine for Engine<B> {
 
     fn device(&self) -> String {
         self.backend().description()
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        self.backend().free_memory()
     }
 
     fn kv_bytes_in_use(&self) -> Option<usize> {

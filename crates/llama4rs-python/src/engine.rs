@@ -108,10 +108,15 @@ fn open(
     let mut warnings = source.warnings().to_vec();
     let cuda = cuda.map(|cuda| with_room(cuda, wanted.device, &tensors, &mut warnings));
     let engine = match cuda.transpose()?.flatten() {
-        Some(cuda) => open_on(cuda, &*source, wanted, progress)?,
+        Some(cuda) => {
+            let cuda = cuda.with_tensor_cores(wanted.arithmetic == Arithmetic::Fast);
+            let numerics = cuda.numerics();
+            open_on(cuda, &numerics, &*source, wanted, progress)?
+        }
         None => {
             let cpu = Cpu::new(wanted.open.threads)?.with_arithmetic(wanted.arithmetic);
-            open_on(cpu, &*source, wanted, progress)?
+            let numerics = cpu.numerics();
+            open_on(cpu, &numerics, &*source, wanted, progress)?
         }
     };
     Ok(Opened {
@@ -153,6 +158,7 @@ fn with_room(
 /// Brings the model to a device.
 fn open_on<B: VisionBackend>(
     backend: B,
+    numerics: &str,
     source: &dyn WeightSource,
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
@@ -167,10 +173,9 @@ fn open_on<B: VisionBackend>(
         kv_dtype: wanted.kv_dtype.unwrap_or(exact),
         prefix_cache_bytes: wanted.prefix_cache_bytes,
     };
-    let numerics = backend.numerics();
     let mut engine = llama4rs_engine::Engine::new(backend, model, vision, settings)?;
     if let Some(wanted_store) = &wanted.kv_store {
-        open_store(&mut engine, wanted, wanted_store, &numerics, progress)?;
+        open_store(&mut engine, wanted, wanted_store, numerics, progress)?;
     }
     Ok(Arc::new(engine))
 }
@@ -304,6 +309,12 @@ impl Engine {
     #[getter]
     fn device(&self) -> String {
         self.engine.device()
+    }
+
+    /// Free bytes of the device's own memory; `None` on the CPU.
+    #[getter]
+    fn device_free_bytes(&self) -> Option<usize> {
+        self.engine.free_memory()
     }
 
     #[getter]

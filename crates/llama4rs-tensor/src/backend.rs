@@ -42,6 +42,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// A short name for reports, such as `cpu (avx512, 8 threads)`.
     fn description(&self) -> String;
+    /// Free bytes of the device's own memory; `None` when it is the system's.
+    fn free_memory(&self) -> Option<usize> {
+        None
+    }
 
     /// An empty tensor, to be used as an output.
     fn empty(&self) -> Self::Tensor;
