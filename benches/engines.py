@@ -65,10 +65,12 @@ def visible_tokens(config: dict[str, Any], depth: int) -> int:
 class Llama4rs:
     """This project."""
 
-    def __init__(self, path: Path, threads: int, context: int, clock: Clock) -> None:
-        """Opens a packed model."""
+    def __init__(
+        self, path: Path, threads: int, context: int, clock: Clock, **options: Any
+    ) -> None:
+        """Opens a packed model; `options` go to the engine."""
         self._clock, self.path, self.longest_prompt = clock, path, context
-        self.engine = Engine(str(path), threads=threads, max_context=context)
+        self.engine = Engine(str(path), threads=threads, max_context=context, **options)
         self.config: dict[str, Any] = json.loads(self.engine.config_json)
         self.name = f"llama4rs {self.engine.weights}"
         self._tensors = self.engine.summary()["tensors"]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 __all__ = [
     "Engine",
     "Event",
+    "GpuProbe",
     "Request",
     "__version__",
     "attention_seconds",
@@ -81,6 +82,62 @@ def attention_seconds(
     rounds: int = 3,
 ) -> list[float]:
     """Seconds, once per round, of attention of the last `queries` of `tokens` tokens in a layer."""
+
+@final
+class GpuProbe:
+    """A GPU whose operations are measured, one at a time, with random data made on the device.
+
+    Each method returns a dict: `seconds` of one operation, once for each of `rounds` replays of a
+    graph that holds several; `bytes` that the algorithm must move; its `operations` (additions and
+    multiplications). Weights are others each time, so that no cache holds them. Raises
+    `DeviceError` without a device and `ValueError` for sizes that an operation does not take.
+    """
+
+    def __init__(self, ordinal: int, nvrtc_folders: Sequence[str]) -> None:
+        """Opens device `ordinal`."""
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of memory."""
+
+    def copy(self, bytes: int, *, rounds: int) -> dict[str, Any]:
+        """A copy within the device: every byte is read and written."""
+
+    def matmul(
+        self, weights: str, rows: Sequence[int], cols: int, tokens: int, *, rounds: int
+    ) -> dict[str, Any]:
+        """`tokens` rows of `cols` inputs times matrices of `rows` outputs each."""
+
+    def experts(
+        self, weights: str, experts: int, tokens: int, hidden: int, inner: int, *, rounds: int
+    ) -> dict[str, Any]:
+        """Routed experts of one layer; each token goes to one of them, at random."""
+
+    def attend(
+        self,
+        kv_cache: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        sequences: int,
+        context: int,
+        rows: int,
+        *,
+        rounds: int,
+    ) -> dict[str, Any]:
+        """Attention of the last `rows` of `context` tokens of each sequence, in one layer."""
+
+    def add_norm(self, rows: int, cols: int, *, rounds: int) -> dict[str, Any]:
+        """The residual sum and its norm."""
+
+    def sample(self, rows: int, vocab: int, draw: bool, *, rounds: int) -> dict[str, Any]:
+        """The largest logit of each row; with `draw` a draw from the nucleus of 0.9."""
+
+    def differing_products(self, weights: str, rows: int, cols: int, tokens: int) -> int:
+        """Values of a product that differ in a bit between all rows at once and one by one."""
 
 def plan_sizes(config_json: str) -> dict[str, Any]:
     """The sizes in a configuration that decide about memory and arithmetic, defaults filled in.
