@@ -93,7 +93,7 @@ class GpuProbe:
     `DeviceError` without a device and `ValueError` for sizes that an operation does not take.
     """
 
-    def __init__(self, ordinal: int, nvrtc_folders: Sequence[str]) -> None:
+    def __new__(cls, ordinal: int, nvrtc_folders: Sequence[str]) -> GpuProbe:
         """Opens device `ordinal`."""
 
     @property
