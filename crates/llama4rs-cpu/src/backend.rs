@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 
+use llama4rs_tensor::check::{
+    require, require_columns, require_heads, require_layer, require_shape, require_single,
+    require_spans,
+};
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
     Backend, Bytes, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Result, Slot,
 };
 
-use crate::checks::{require, require_columns, require_heads, require_shape, shape_of};
 use crate::kernels::kv_pages::KvPages;
 use crate::kernels::matmul::Panels;
 use crate::kernels::{
@@ -67,7 +70,7 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &PackedMatrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
-        require_single("embed", table)?;
+        require_single("embed", table.stack())?;
         let beyond = ids.iter().find(|&&id| id as usize >= table.rows());
         require(
             beyond.is_none(),
@@ -94,13 +97,13 @@ impl Backend for Cpu {
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        require_shape("add", y, x.rows(), x.cols())?;
+        require_shape("add", y.shape(), x.rows(), x.cols())?;
         elementwise::add(&self.threads, x.values_mut(), y.values());
         Ok(())
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32, out: &mut Tensor) -> Result<()> {
-        require_columns("rms_norm", x, weight)?;
+        require_columns("rms_norm", x.cols(), weight.len())?;
         out.resize(x.rows(), x.cols())?;
         if !x.values().is_empty() {
             let out = out.values_mut();
@@ -122,12 +125,12 @@ impl Backend for Cpu {
             || outs.len().to_string(),
         )?;
         for weights in weights {
-            require_single("matmul", weights)?;
+            require_single("matmul", weights.stack())?;
             require(
                 weights.cols() == x.cols(),
                 "matmul",
                 || format!("{} columns", weights.cols()),
-                || shape_of(x),
+                || format!("{:?}", x.shape()),
             )?;
         }
         let how = (self.dispatch, self.arithmetic);
@@ -136,7 +139,7 @@ impl Backend for Cpu {
     }
 
     fn swiglu(&self, gate: &mut Tensor, up: &Tensor) -> Result<()> {
-        require_shape("swiglu", up, gate.rows(), gate.cols())?;
+        require_shape("swiglu", up.shape(), gate.rows(), gate.cols())?;
         swiglu::swiglu(self.dispatch, &self.threads, gate.values_mut(), up.values());
         Ok(())
     }
@@ -144,7 +147,7 @@ impl Backend for Cpu {
     fn rope(&self, x: &mut Tensor, rotations: &Tensor, head_dim: usize) -> Result<()> {
         require_heads("rope", x.cols(), head_dim)?;
         require_heads("rope", head_dim, 2)?;
-        require_shape("rope", rotations, x.rows(), head_dim)?;
+        require_shape("rope", rotations.shape(), x.rows(), head_dim)?;
         let cols = x.cols();
         if cols > 0 {
             let (x, rotations) = (x.values_mut(), rotations.values());
@@ -160,7 +163,7 @@ impl Backend for Cpu {
     }
 
     fn scale_rows(&self, x: &mut Tensor, scales: &Tensor) -> Result<()> {
-        require_shape("scale_rows", scales, x.rows(), 1)?;
+        require_shape("scale_rows", scales.shape(), x.rows(), 1)?;
         elementwise::scale_rows(&self.threads, x, scales.values());
         Ok(())
     }
@@ -184,8 +187,8 @@ impl Backend for Cpu {
         let geometry = *pool.geometry();
         require_layer("write_kv", &geometry, layer)?;
         let cols = geometry.num_kv_heads * geometry.head_dim;
-        require_shape("write_kv", keys, slots.len(), cols)?;
-        require_shape("write_kv", values, slots.len(), cols)?;
+        require_shape("write_kv", keys.shape(), slots.len(), cols)?;
+        require_shape("write_kv", values.shape(), slots.len(), cols)?;
         let beyond = slots.iter().find(|slot| {
             let fits = slot.page.form() == PageForm::Exact
                 && pool.has(slot.page)
@@ -269,7 +272,7 @@ impl Backend for Cpu {
         let geometry = *pool.geometry();
         require_layer("attend", &geometry, layer)?;
         require_heads("attend", queries.cols(), geometry.head_dim * geometry.num_kv_heads)?;
-        require_spans(pool, queries.rows(), spans)?;
+        require_spans(&geometry, queries.rows(), spans, |page| pool.has(page))?;
         self.attention_scratch.with(|scratch| {
             attention::attend(
                 self.dispatch,
@@ -318,27 +321,12 @@ impl Backend for Cpu {
                 || format!("{} x [{}, {}]", matrix.stack(), matrix.rows(), matrix.cols()),
             )?;
         }
-        require_shape("experts", x, routing.rows, hidden)?;
-        require_shape("experts", out, routing.rows, hidden)?;
+        require_shape("experts", x.shape(), routing.rows, hidden)?;
+        require_shape("experts", out.shape(), routing.rows, hidden)?;
         let how = (self.dispatch, self.arithmetic);
         self.expert_scratch
             .with(|scratch| experts::experts(how, &self.threads, scratch, x, routing, weights, out))
     }
-}
-
-fn require_single(operation: &'static str, matrix: &PackedMatrix) -> Result<()> {
-    require(
-        matrix.stack() == 1,
-        operation,
-        || "a single matrix".to_owned(),
-        || format!("a stack of {}", matrix.stack()),
-    )
-}
-
-fn require_layer(operation: &'static str, geometry: &KvGeometry, layer: usize) -> Result<()> {
-    let layers = geometry.num_layers;
-    let fits = layer < layers;
-    require(fits, operation, || format!("a layer below {layers}"), || layer.to_string())
 }
 
 fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result<()> {
@@ -352,44 +340,6 @@ fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result
         },
         || format!("{page:?}"),
     )
-}
-
-/// An error unless each span has its pages and no row is in two spans.
-fn require_spans(pool: &KvPages, rows: usize, spans: &[KvSpan]) -> Result<()> {
-    let mut ranges: Vec<_> = spans.iter().map(|span| span.rows.clone()).collect();
-    ranges.sort_unstable_by_key(|range| range.start);
-    let apart = ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
-    let inside = ranges.iter().all(|range| range.start <= range.end && range.end <= rows);
-    require(
-        apart && inside,
-        "attend",
-        || format!("spans apart from each other within {rows} rows"),
-        || format!("{ranges:?}"),
-    )?;
-    for KvSpan { rows: range, pages, visible } in spans {
-        if range.is_empty() {
-            continue;
-        }
-        let tokens = visible.checked_add(range.len() - 1);
-        let held = pages.len().saturating_mul(pool.geometry().page_tokens);
-        require(
-            *visible > 0 && tokens.is_some_and(|tokens| tokens <= held),
-            "attend",
-            || format!("1 to {held} visible tokens in {} pages", pages.len()),
-            || format!("{visible} for the first of {} rows", range.len()),
-        )?;
-        for (index, &page) in pages.iter().enumerate() {
-            require_page("attend", pool, page)?;
-            let end = (index + 1) * pool.geometry().page_tokens;
-            require(
-                page.form() == PageForm::Exact || *visible >= end,
-                "attend",
-                || format!("rows that see all {end} tokens up to a sealed page"),
-                || format!("{visible} for the first"),
-            )?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -418,8 +368,8 @@ mod tests {
         refused(cpu.embed(&stack, &[0], out), "a stack of 2");
         refused(cpu.select_rows(&x, &[3], out), "rows below 3");
         refused(cpu.add(&mut x, &random.tensor(3, 19)), "expected [3, 20], got [3, 19]");
-        refused(cpu.rms_norm(&x, &vec![1.0; 19], 1e-5, out), "expected 19 columns, got [3, 20]");
-        refused(cpu.matmul(&x, &[&weights], &mut [out]), "expected 24 columns, got [3, 20]");
+        refused(cpu.rms_norm(&x, &vec![1.0; 19], 1e-5, out), "expected 19 columns, got 20");
+        refused(cpu.matmul(&x, &[&weights], &mut [out]), "expected 24 columns, got (3, 20)");
         refused(cpu.matmul(&x, &[&stack], &mut [out]), "a stack of 2");
         refused(cpu.matmul(&x, &[&weights], &mut []), "expected 1 outputs, got 0");
         refused(cpu.swiglu(&mut x, &random.tensor(2, 20)), "swiglu");
@@ -490,7 +440,7 @@ mod tests {
         refused(attend(0, &queries, &[(0..2, &[0], 4)]), "1 to 4 visible tokens");
         refused(attend(0, &queries, &[(0..1, &[0], 0)]), "1 to 4 visible tokens");
         refused(attend(0, &queries, &[(0..2, &[0], usize::MAX)]), "visible tokens");
-        refused(attend(0, &queries, &[(0..1, &[3], 1)]), "a page below 3 (exact) or 0 (sealed)");
+        refused(attend(0, &queries, &[(0..1, &[3], 1)]), "reserved pages, got PageId(3)");
     }
 
     #[test]

@@ -12,7 +12,6 @@
 
 mod arithmetic;
 mod backend;
-mod checks;
 mod cpu;
 mod instruction_set;
 mod kernels;

@@ -38,6 +38,10 @@ impl Tensor {
     pub fn cols(&self) -> usize {
         self.cols
     }
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
     /// All values, row-major.
     pub fn values(&self) -> &[f32] {
         &self.data

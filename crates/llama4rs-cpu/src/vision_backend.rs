@@ -1,8 +1,8 @@
 //! [`VisionBackend`] for [`Cpu`]: shape checks, then one kernel per call.
 
+use llama4rs_tensor::check::{require_columns, require_shape, require_whole};
 use llama4rs_tensor::{Error, PackedMatrix, Result, VisionBackend};
 
-use crate::checks::{require_columns, require_shape, require_whole};
 use crate::kernels::attend_all::{self, Products};
 use crate::kernels::matmul::Form;
 use crate::kernels::{gelu, layer_norm, rows};
@@ -17,8 +17,8 @@ impl VisionBackend for Cpu {
         eps: f32,
         out: &mut Tensor,
     ) -> Result<()> {
-        require_columns("layer_norm", x, weight)?;
-        require_columns("layer_norm", x, bias)?;
+        require_columns("layer_norm", x.cols(), weight.len())?;
+        require_columns("layer_norm", x.cols(), bias.len())?;
         out.resize(x.rows(), x.cols())?;
         if !x.values().is_empty() {
             let (x, out) = (x.values(), out.values_mut());
@@ -28,14 +28,14 @@ impl VisionBackend for Cpu {
     }
 
     fn add_bias(&self, x: &mut Tensor, bias: &Vec<f32>) -> Result<()> {
-        require_columns("add_bias", x, bias)?;
+        require_columns("add_bias", x.cols(), bias.len())?;
         rows::add_bias(&self.threads, x, bias);
         Ok(())
     }
 
     fn gelu(&self, x: &mut Tensor, bias: Option<&Vec<f32>>) -> Result<()> {
         if let Some(bias) = bias {
-            require_columns("gelu", x, bias)?;
+            require_columns("gelu", x.cols(), bias.len())?;
         }
         gelu::gelu(self.dispatch, &self.threads, x, bias.map(Vec::as_slice));
         Ok(())
@@ -52,8 +52,8 @@ impl VisionBackend for Cpu {
         next: &PackedMatrix,
         out: &mut Tensor,
     ) -> Result<()> {
-        require_shape("attend_all", k, q.rows(), q.cols())?;
-        require_shape("attend_all", v, q.rows(), q.cols())?;
+        require_shape("attend_all", k.shape(), q.rows(), q.cols())?;
+        require_shape("attend_all", v.shape(), q.rows(), q.cols())?;
         require_whole("attend_all", "rows", q.rows(), tile_rows)?;
         require_whole("attend_all", "columns", q.cols(), head_dim)?;
         out.resize(q.rows(), q.cols())?;
@@ -86,7 +86,7 @@ impl VisionBackend for Cpu {
     }
 
     fn replace_rows(&self, x: &mut Tensor, rows: &[u32], with: &Tensor) -> Result<()> {
-        require_shape("replace_rows", with, rows.len(), x.cols())?;
+        require_shape("replace_rows", with.shape(), rows.len(), x.cols())?;
         if let Some(row) = rows.iter().find(|&&row| row as usize >= x.rows()) {
             return Err(Error::shape("replace_rows", format!("rows below {}", x.rows()), row));
         }
