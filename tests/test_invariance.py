@@ -56,6 +56,35 @@ def test_any_split_gives_the_same_logits(
     check()
 
 
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["scout_like", "dense"])
+def test_any_split_gives_the_same_logits_in_every_kv_cache(
+    checkpoint: MakeCheckpoint, name: str, kv_cache: str
+) -> None:
+    path = str(checkpoint(name))
+    ids = [(31 * i * i + 7 * i) % TEXT[name]["vocab_size"] for i in range(400)]
+    whole = Engine(path, kv_cache=kv_cache, step_tokens=512, threads=1).logits(ids)
+    assert np.isfinite(whole).all()
+    if kv_cache == "int8":
+        exact = Engine(path, kv_cache="bf16", step_tokens=512, threads=1).logits(ids)
+        # The first two pages see nothing that is sealed.
+        np.testing.assert_array_equal(whole[:128], exact[:128])
+        assert (whole[128:] != exact[128:]).any()
+
+    @settings(max_examples=6, deadline=None)
+    @given(
+        step_tokens=st.integers(1, 200), threads=st.integers(1, 3), length=st.integers(1, len(ids))
+    )
+    def check(step_tokens: int, threads: int, length: int) -> None:
+        cut = Engine(path, kv_cache=kv_cache, step_tokens=step_tokens, threads=threads)
+        others = [cut.submit(ids[i::7], max_tokens=2) for i in range(2)]
+        np.testing.assert_array_equal(cut.logits(ids[:length]), whole[:length])
+        for other in others:
+            drain(other)
+
+    check()
+
+
 @pytest.mark.parametrize("weights", ["f32", "int4"])
 def test_company_does_not_matter(checkpoint: MakeCheckpoint, weights: str) -> None:
     path = checkpoint("scout_like")

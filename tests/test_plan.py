@@ -87,7 +87,7 @@ def test_presets_are_read_without_files() -> None:
 
 
 @pytest.mark.parametrize("name", ["scout_like", "maverick_like"])
-@pytest.mark.parametrize("kv_cache", ["bf16", "f32"])
+@pytest.mark.parametrize("kv_cache", ["bf16", "f32", "int8", "int4"])
 @pytest.mark.parametrize("context", [63, 64, 66, 1030])
 def test_pages_in_use(checkpoint: MakeCheckpoint, name: str, kv_cache: str, context: int) -> None:
     path = checkpoint(name)
@@ -176,8 +176,8 @@ def test_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_machine(monkeypatch, 70e9)
     found = plan(weights="bf16", kv_cache="f32", context="1M", batch=4)
-    assert found.setting == Setting("int4/g64", "bf16", 131072, 1)
-    assert "weights int4/g64 and KV bf16 and context 128K and batch 1 need" in str(found)
+    assert found.setting == Setting("int4/g64", "int8", 262144, 1)
+    assert "weights int4/g64 and KV int8 and context 256K and batch 1 need" in str(found)
     nearest = plan(**dataclasses.asdict(found.setting))
     assert nearest.fits
     on_a_machine(monkeypatch, 20e9)
@@ -256,7 +256,7 @@ def test_tokens_that_are_none(text: str | int) -> None:
 
 
 def test_wrong_options(tmp_path: Path) -> None:
-    for options in ({"batch": 0}, {"kv_cache": "int8"}, {"weights": "int3"}, {"images": -1}):
+    for options in ({"batch": 0}, {"kv_cache": "int3"}, {"weights": "int3"}, {"images": -1}):
         with pytest.raises(RequestError):
             plan(**options)
     with pytest.raises(CheckpointNotFoundError):
@@ -292,7 +292,7 @@ def test_command_errors() -> None:
         ("--preset", "behemoth"),
         ("scout", "--preset", "scout"),
         ("scout", "--context", "long"),
-        ("scout", "--kv", "int8", "--no-probe"),
+        ("scout", "--kv", "int3", "--no-probe"),
         ("scout", "--images", "1", "--image-size", "large"),
     ):
         assert run(*arguments).exit_code == 1

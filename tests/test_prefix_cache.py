@@ -47,11 +47,13 @@ def text(stem: list[int], length: int) -> list[int]:
     return [(7 * i + 13 * stem[min(i // 100, len(stem) - 1)]) % vocab for i in range(length)]
 
 
-def test_any_order_of_requests_gives_the_same_answers(path: Path) -> None:
-    plain = Engine(str(path), weights="f32", threads=1, prefix_cache_bytes=0)
+@pytest.mark.parametrize("kv_cache", ["f32", "int8", "int4"])
+def test_any_order_of_requests_gives_the_same_answers(path: Path, kv_cache: str) -> None:
+    formats = {"weights": "f32", "kv_cache": kv_cache}
+    plain = Engine(str(path), **formats, threads=1, prefix_cache_bytes=0)
     requests = st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=4), st.integers(1, 400))
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8 if kv_cache == "f32" else 4, deadline=None)
     @given(
         requests=st.lists(requests, min_size=1, max_size=6),
         budget=st.sampled_from([0, 20_000, 200_000, 1 << 30]),
@@ -60,7 +62,7 @@ def test_any_order_of_requests_gives_the_same_answers(path: Path) -> None:
     def check(requests: list[tuple[list[int], int]], budget: int, step_tokens: int) -> None:
         reusing = Engine(
             str(path),
-            weights="f32",
+            **formats,
             threads=1,
             prefix_cache_bytes=budget,
             step_tokens=step_tokens,

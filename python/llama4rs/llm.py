@@ -62,8 +62,9 @@ class Llama4:
             there.
         threads: Threads to compute with; None for as many as there are cores.
         max_context: Most tokens of one sequence, prompt and output; None for the model's own limit.
-        kv_cache: Format of keys and values, ``"bf16"`` or ``"f32"``; None for the former, unless
-            the weights are ``"f32"``.
+        kv_cache: Format of keys and values: ``"bf16"``, ``"int8"`` (about half of that in long
+            texts, hardly a difference), ``"int4"`` (about a quarter, a small one) or ``"f32"``.
+            None for ``"bf16"``, unless the weights are ``"f32"``.
         kv_memory: Most memory for keys and values of all requests together, ``"8GB"`` or a number
             of bytes; None for what is available when the model is open, less what computing needs
             and a margin. A request that can never fit is an error when it is made; others wait

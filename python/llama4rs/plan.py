@@ -13,7 +13,14 @@ from .packing import Policy
 from .planning.advice import Setting, advice_text, advise
 from .planning.budget import MAX_SEQUENCES, PREFIX_CACHE_BYTES, STEP_TOKENS, parse_bytes
 from .planning.machine import Machine, this_machine
-from .planning.memory import KV_BYTES, ImageLoad, image_bytes, kv_bytes, step_bytes, vision_bytes
+from .planning.memory import (
+    KV_FORMATS,
+    ImageLoad,
+    image_bytes,
+    kv_bytes,
+    step_bytes,
+    vision_bytes,
+)
 from .planning.sizes import Sizes, sizes_of, weight_groups
 from .planning.sources import image_load, model_sizes
 from .planning.speed import Probe, Speed, measure, predict
@@ -170,7 +177,8 @@ def plan(
         weights: Format of the decoder's matrices, as for `Llama4`; None is what a packed model
             holds, else ``"int4"``.
         policy: Other formats for some matrices, as for `Llama4`.
-        kv_cache: Format of keys and values, ``"bf16"`` or ``"f32"``, as for `Llama4`.
+        kv_cache: Format of keys and values, ``"bf16"``, ``"int8"``, ``"int4"`` or ``"f32"``, as for
+            `Llama4`.
         threads: Threads to compute with; None for as many as there are cores.
         step_tokens: Most tokens of a step, as for `Llama4`.
         prefix_cache_bytes: As for `Llama4`; such pages are counted as if they were all in use.
@@ -372,6 +380,7 @@ def _notes(
 def _kv_format(kv_cache: str | None, weights: str) -> str:
     if kv_cache in (None, "auto"):
         return "f32" if weights == "f32" else "bf16"
-    if kv_cache not in KV_BYTES:
-        raise RequestError(f'kv_cache must be "bf16" or "f32", got {kv_cache!r}')
+    if kv_cache not in KV_FORMATS:
+        names = ", ".join(f'"{name}"' for name in KV_FORMATS)
+        raise RequestError(f"kv_cache must be one of {names}, got {kv_cache!r}")
     return kv_cache

@@ -28,7 +28,7 @@ mod vision;
 mod workspace;
 
 pub use error::{Error, Result};
-pub use llama4::Llama4;
+pub use llama4::{kv_layout, Llama4};
 pub use position::{query_scale, RotaryFrequencies};
 pub use step::{Observer, Step};
 pub use vision::{VisionModel, VisionWorkspace};

@@ -100,7 +100,7 @@ impl<B: VisionBackend> Llama4<B> {
 }
 
 /// The layout of a cache for a model of these sizes.
-pub(crate) fn kv_layout(config: &TextConfig, dtype: KvDtype) -> KvLayout {
+pub fn kv_layout(config: &TextConfig, dtype: KvDtype) -> KvLayout {
     use llama4rs_checkpoint::AttentionKind;
     use llama4rs_kv_cache::PoolKind;
     let pool = |kind| match kind {

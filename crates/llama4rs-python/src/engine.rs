@@ -8,8 +8,9 @@ use llama4rs_cpu::{Arithmetic, Cpu};
 use llama4rs_cuda::Cuda;
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
 use llama4rs_kv_cache::store::{self, ReadMode, StoreOptions};
-use llama4rs_model::{Llama4, VisionModel};
-use llama4rs_tensor::{KvDtype, VisionBackend, WeightFormat};
+use llama4rs_kv_cache::{PoolKind, PAGE_TOKENS};
+use llama4rs_model::{kv_layout, Llama4, VisionModel};
+use llama4rs_tensor::{KvDtype, PageForm, VisionBackend, WeightFormat};
 use numpy::{PyArray2, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -352,14 +353,14 @@ impl Engine {
         dict.set_item("weight_bytes", self.tensors.iter().map(|t| t.bytes).sum::<u64>())?;
         dict.set_item("tensors", tensor_list(py, &self.tensors)?)?;
         let kv_dtype = self.engine.settings().kv_dtype;
-        let per_layer = 2 * config.num_kv_heads * config.head_dim * kv_dtype.exact_bytes();
+        let layout = kv_layout(config, kv_dtype);
+        let form = if kv_dtype.is_quantised() { PageForm::Sealed } else { PageForm::Exact };
+        let bytes = |kind, form| layout.geometry(kind).page_bytes(form) / PAGE_TOKENS;
+        let global = bytes(PoolKind::Global, form);
         dict.set_item("kv_cache", kv_dtype.name())?;
-        dict.set_item("kv_bytes_per_token", per_layer * config.layers.len())?;
-        let global = config
-            .layers
-            .iter()
-            .filter(|l| l.attention == llama4rs_checkpoint::AttentionKind::Full);
-        dict.set_item("kv_bytes_per_token_beyond_chunk", per_layer * global.count())?;
+        let chunked = bytes(PoolKind::Chunked, PageForm::Exact);
+        dict.set_item("kv_bytes_per_token", chunked + global)?;
+        dict.set_item("kv_bytes_per_token_beyond_chunk", global)?;
         Ok(dict)
     }
 

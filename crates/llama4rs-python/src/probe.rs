@@ -79,15 +79,39 @@ pub(crate) fn attention_seconds(
             let x = cpu.upload(&vec![0.1; slots.len() * cols], cols)?;
             cpu.write_kv(&mut pool, 0, slots, &x, &x)?;
         }
-        let spans = [KvSpan {
-            rows: 0..queries,
-            pages: (0..num_pages as u32).map(PageId::exact).collect(),
-            visible: tokens - queries + 1,
-        }];
+        let mut stored: Vec<PageId> = (0..num_pages as u32).map(PageId::exact).collect();
+        if dtype.is_quantised() {
+            cpu.kv_reserve(&mut pool, PageForm::Sealed, num_pages)?;
+            let sealed = |page: PageId| (page, PageId::sealed(page.index() as u32));
+            let full = &mut stored[..tokens / PAGE_TOKENS];
+            let seals: Vec<_> = full.iter().skip(1).copied().map(sealed).collect();
+            cpu.kv_seal(&mut pool, 0, &seals)?;
+            full.iter_mut().skip(1).for_each(|page| *page = sealed(*page).1);
+        }
+        let spans = spans(&stored, tokens - queries, queries, dtype.is_quantised());
         let q = cpu.upload(&vec![0.1; queries * heads * head_dim], heads * head_dim)?;
         let mut out = cpu.empty();
         measure(rounds, || cpu.attend(&pool, 0, &q, &spans, 0.1, &mut out))
     })
+}
+
+/// What the rows from token `first` on see: with codes, a span for each page, which
+/// its own rows see exact.
+fn spans(stored: &[PageId], first: usize, rows: usize, codes: bool) -> Vec<KvSpan> {
+    if !codes {
+        return vec![KvSpan { rows: 0..rows, pages: stored.to_vec(), visible: first + 1 }];
+    }
+    let mut spans = Vec::new();
+    let mut row = 0;
+    while row < rows {
+        let own = (first + row) / PAGE_TOKENS;
+        let end = rows.min((own + 1) * PAGE_TOKENS - first);
+        let mut pages = stored[..=own].to_vec();
+        pages[own] = PageId::exact(own as u32);
+        spans.push(KvSpan { rows: row..end, pages, visible: first + row + 1 });
+        row = end;
+    }
+    spans
 }
 
 /// Seconds of each round; one more comes first and does not count.

@@ -48,7 +48,9 @@ Weights = Annotated[
 Device = Annotated[str, _model(help="What computes: auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, _model(min=1, help="Threads. [default: all cores]")]
 MaxContext = Annotated[int | None, _model(min=1, help="Most tokens of prompt and output together.")]
-KvCache = Annotated[str | None, _model(metavar="FORMAT", help="Keys and values: bf16 or f32.")]
+KvCache = Annotated[
+    str | None, _model(metavar="FORMAT", help="Keys and values: bf16, int8, int4 or f32.")
+]
 KvMemory = Annotated[
     str | None, _model(metavar="BYTES", help="Most memory for keys and values, such as 8GB.")
 ]

@@ -44,7 +44,9 @@ def plan(
     ] = None,
     kv: Annotated[
         str | None,
-        typer.Option("--kv", "--kv-cache", metavar="FORMAT", help="Keys and values: bf16 or f32."),
+        typer.Option(
+            "--kv", "--kv-cache", metavar="FORMAT", help="Keys and values: bf16, int8, int4, f32."
+        ),
     ] = None,
     kv_memory: KvMemory = None,
     threads: Threads = None,

@@ -12,6 +12,8 @@ __all__ = ["Setting", "advice_text", "advise"]
 
 # From the largest to the smallest.
 _WEIGHTS = ("f32", "bf16", "int8/g64", "int4/g64")
+# Without the last, which costs some quality: it is for those who ask for it.
+_KV = ("f32", "bf16", "int8")
 _SHORTEST = 1024
 
 
@@ -37,8 +39,9 @@ def advise(
 ) -> tuple[Setting | None, int]:
     """The setting nearest to the wanted one that fits, and the bytes that it needs.
 
-    Keys and values in bf16 first, then smaller weights, then fewer sequences at the same time (the
-    others wait), and a shorter context last. Without any that fits: None and the least of all.
+    Keys and values in bf16 first, then in int8, then smaller weights, then fewer sequences at the
+    same time (the others wait), and a shorter context last. Without any that fits: None and the
+    least of all.
 
     Args:
         wanted: What does not fit.
@@ -59,10 +62,12 @@ def _settings(wanted: Setting, images: int) -> Iterator[Setting]:
     family = wanted.weights.partition("/")[0]
     rank = next(i for i, form in enumerate(_WEIGHTS) if form.startswith(family))
     weights = _WEIGHTS[rank + 1 :]
+    smaller = _KV[_KV.index(wanted.kv_cache) + 1 :] if wanted.kv_cache in _KV else ()
     for context in _halves(wanted.context, max(_SHORTEST, images)):
         for batch in _halves(wanted.batch, 1):
             for form in (wanted.weights, *weights):
-                yield Setting(form, "bf16", context, batch)
+                for kv_cache in (wanted.kv_cache, *smaller):
+                    yield Setting(form, kv_cache, context, batch)
 
 
 def _halves(size: int, least: int) -> Iterator[int]:

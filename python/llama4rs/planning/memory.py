@@ -7,10 +7,23 @@ from dataclasses import dataclass
 
 from .shape import TextShape
 
-__all__ = ["KV_BYTES", "ImageLoad", "image_bytes", "kv_bytes", "step_bytes", "vision_bytes"]
+__all__ = [
+    "KV_FORMATS",
+    "ImageLoad",
+    "image_bytes",
+    "kv_bytes",
+    "kv_token_bytes",
+    "step_bytes",
+    "vision_bytes",
+]
 
-KV_BYTES: Mapping[str, int] = {"bf16": 2, "f32": 4}
-"""Bytes of an element by the format of keys and values."""
+KV_FORMATS = ("f32", "bf16", "int8", "int4")
+"""Formats of keys and values."""
+
+_EXACT_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "int8": 2, "int4": 2}
+_CODE_BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
+# Codes come in lines of 16 channels.
+_LANES = 16
 
 _PAGE_TOKENS = 64
 _FLOAT = 4
@@ -38,7 +51,8 @@ class ImageLoad:
 def kv_bytes(shape: TextShape, tokens: int, kv_cache: str) -> dict[str, int]:
     """Keys and values of one sequence of so many tokens: ``chunked`` and ``global`` layers.
 
-    Chunked layers keep one chunk at most; both keep whole pages of 64 tokens.
+    Chunked layers keep one chunk at most; both keep whole pages of 64 tokens. With ``"int8"`` and
+    ``"int4"`` the full pages of global layers are codes, but for the first.
 
     Example:
         >>> import json
@@ -49,14 +63,33 @@ def kv_bytes(shape: TextShape, tokens: int, kv_cache: str) -> dict[str, int]:
         1.5
         >>> sum(kv_bytes(scout, 1 << 20, "bf16").values()) / 2**30
         49.125
+        >>> round(sum(kv_bytes(scout, 1 << 20, "int8").values()) / 2**30, 1)
+        26.3
     """
-    token = shape.kv_values * KV_BYTES[kv_cache]
     chunk = shape.chunk_size
     kept = min(tokens, chunk) if chunk else tokens
+    exact, stored = kv_token_bytes(shape, kv_cache)
+    codes = max(tokens // _PAGE_TOKENS - 1, 0) if kv_cache in _CODE_BITS else 0
+    whole = _pages(tokens) - codes
     return {
-        "chunked": _pages(kept) * _PAGE_TOKENS * token * shape.chunked_layers,
-        "global": _pages(tokens) * _PAGE_TOKENS * token * shape.global_layers,
+        "chunked": _pages(kept) * _PAGE_TOKENS * exact * shape.chunked_layers,
+        "global": _PAGE_TOKENS * (whole * exact + codes * stored) * shape.global_layers,
     }
+
+
+def kv_token_bytes(shape: TextShape, kv_cache: str) -> tuple[int, int]:
+    """What a token keeps in one layer: as it was computed, and in the full pages of global layers.
+
+    Codes of a page have two numbers of 16 bits, centre and step, for each channel of the keys and
+    for each token of the values; so the second is a mean over the page.
+    """
+    exact = shape.kv_values * _EXACT_BYTES[kv_cache]
+    bits = _CODE_BITS.get(kv_cache)
+    if bits is None:
+        return exact, exact
+    width = -(-shape.head_dim // _LANES) * _LANES
+    page = 2 * _PAGE_TOKENS * width * bits // 8 + 4 * width + 4 * _PAGE_TOKENS
+    return exact, shape.num_kv_heads * page // _PAGE_TOKENS
 
 
 def step_bytes(shape: TextShape, rows: int, logit_rows: int) -> dict[str, int]:

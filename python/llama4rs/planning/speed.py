@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from .memory import KV_BYTES, ImageLoad
+from .memory import ImageLoad, kv_token_bytes
 from .shape import TextShape, VisionShape
 from .sizes import Sizes
 
@@ -31,8 +31,10 @@ class Probe:
     Args:
         weight_bytes: Bytes of weights per second in a product with one row.
         weight_operations: Operations per second in a product with many rows.
-        kv_bytes: Bytes of keys and values per second in attention of one row.
-        kv_operations: Operations per second in attention of many rows.
+        kv_bytes: Bytes of keys and values per second in attention of one row, global layers.
+        kv_operations: Operations per second in attention of many rows, global layers.
+        chunked_kv_bytes: The same bytes in chunked layers, whose pages are never codes.
+        chunked_kv_operations: The same operations in chunked layers.
         vision_operations: Operations per second of the vision encoder's products.
         call_seconds: Of a kernel that has little to do, shared by all threads.
     """
@@ -41,6 +43,8 @@ class Probe:
     weight_operations: float
     kv_bytes: float
     kv_operations: float
+    chunked_kv_bytes: float
+    chunked_kv_operations: float
     vision_operations: float
     call_seconds: float
 
@@ -76,23 +80,37 @@ def measure(sizes: Sizes, kv_cache: str, *, threads: int | None, images: bool) -
     def product(weights: str, rows: int, inputs: int) -> float:
         return median(matmul_seconds(weights, rows, cols, inputs, threads=threads))
 
-    def attention(tokens: int, queries: int) -> float:
-        return median(attention_seconds(kv_cache, *heads, tokens, queries, threads=threads))
+    seen = _PREFILL_TOKENS - (_PREFILL_QUERIES - 1) / 2
+    attended = 4.0 * heads[0] * heads[2] * _PREFILL_QUERIES * seen
 
-    token_bytes = 2 * heads[1] * heads[2] * KV_BYTES[kv_cache]
-    kv_tokens = max(_PAGE_TOKENS, _PROBE_KV_BYTES // token_bytes // _PAGE_TOKENS * _PAGE_TOKENS)
+    def attention(kv: str) -> tuple[float, float]:
+        """Bytes and operations per second with keys and values in this format."""
+
+        def seconds(tokens: int, queries: int) -> float:
+            return median(attention_seconds(kv, *heads, tokens, queries, threads=threads))
+
+        _, token_bytes = kv_token_bytes(shape, kv)
+        tokens = max(_PAGE_TOKENS, _PROBE_KV_BYTES // token_bytes // _PAGE_TOKENS * _PAGE_TOKENS)
+        return (
+            tokens * token_bytes / seconds(tokens, 1),
+            attended / seconds(_PREFILL_TOKENS, _PREFILL_QUERIES),
+        )
+
+    in_global = attention(kv_cache)
+    codes = kv_cache.startswith("int") and shape.chunked_layers > 0
+    in_chunked = attention("bf16") if codes else in_global
     row_bytes = _row_bytes(sizes.weights, cols)
     rows = int(_PROBE_BYTES / row_bytes) // 16 * 16
     operations = 2.0 * _PREFILL_ROWS * _PREFILL_OUTPUTS * cols
-    seen = _PREFILL_TOKENS - (_PREFILL_QUERIES - 1) / 2
-    attended = 4.0 * heads[0] * heads[2] * _PREFILL_QUERIES * seen
     weight_operations = operations / product(sizes.weights, _PREFILL_OUTPUTS, _PREFILL_ROWS)
     vision_format = "f32" if sizes.weights == "f32" else "bf16"
     return Probe(
         weight_bytes=rows * row_bytes / product(sizes.weights, rows, 1),
         weight_operations=weight_operations,
-        kv_bytes=kv_tokens * token_bytes / attention(kv_tokens, 1),
-        kv_operations=attended / attention(_PREFILL_TOKENS, _PREFILL_QUERIES),
+        kv_bytes=in_global[0],
+        kv_operations=in_global[1],
+        chunked_kv_bytes=in_chunked[0],
+        chunked_kv_operations=in_chunked[1],
         vision_operations=operations / product(vision_format, _PREFILL_OUTPUTS, _PREFILL_ROWS)
         if images
         else weight_operations,
@@ -124,29 +142,31 @@ def predict(
             / probe.vision_operations
         )
     prefill = _prefill_seconds(sizes, probe, context, batch, step_tokens) + image_seconds
-    element = KV_BYTES[kv_cache]
+    token = kv_token_bytes(sizes.shape, kv_cache)
     return Speed(
         prefill_seconds=prefill,
         prefill_tokens_per_second=batch * context / prefill,
-        decode_tokens_per_second=batch / _decode_seconds(sizes, probe, element, context, batch),
-        decode_at_start=batch / _decode_seconds(sizes, probe, element, 1, batch),
+        decode_tokens_per_second=batch / _decode_seconds(sizes, probe, token, context, batch),
+        decode_at_start=batch / _decode_seconds(sizes, probe, token, 1, batch),
         image_seconds=image_seconds,
         probe=probe,
     )
 
 
-def _decode_seconds(sizes: Sizes, probe: Probe, element: int, depth: int, batch: int) -> float:
+def _decode_seconds(
+    sizes: Sizes, probe: Probe, token: tuple[int, int], depth: int, batch: int
+) -> float:
     """Of one step that gives each sequence a token, when each has `depth` tokens.
 
-    Keys and values are numbers of `element` bytes.
+    `token` has the bytes that a token keeps in a chunked and in a global layer.
     """
     shape = sizes.shape
     bytes_read = sizes.decoded_bytes(batch) / probe.weight_bytes
     arithmetic = batch * _row_operations(shape, logits=True) / probe.weight_operations
-    token = shape.kv_values * element
-    chunk = shape.chunk_size or depth
-    seen = shape.global_layers * depth + shape.chunked_layers * min(depth, chunk)
-    attention = batch * token * seen / probe.kv_bytes
+    in_chunk = min(depth, shape.chunk_size or depth)
+    attention = shape.global_layers * depth * token[1] / probe.kv_bytes
+    attention += shape.chunked_layers * in_chunk * token[0] / probe.chunked_kv_bytes
+    attention *= batch
     return max(bytes_read, arithmetic) + attention + _call_seconds(shape, probe)
 
 
@@ -161,8 +181,9 @@ def _prefill_seconds(
     chunk = min(shape.chunk_size or context, context)
     chunks, rest = divmod(context, chunk)
     in_chunks = (chunks * chunk**2 + rest**2) / 2
-    pairs = shape.global_layers * context**2 / 2 + shape.chunked_layers * in_chunks
-    attention = batch * 4.0 * shape.num_heads * shape.head_dim * pairs / probe.kv_operations
+    attention = shape.global_layers * context**2 / 2 / probe.kv_operations
+    attention += shape.chunked_layers * in_chunks / probe.chunked_kv_operations
+    attention *= batch * 4.0 * shape.num_heads * shape.head_dim
     return max(arithmetic, bytes_read) + attention + steps * _call_seconds(shape, probe)
 
 

@@ -401,6 +401,41 @@ mod tests {
         }
     }
 
+    /// Rounding the factors of the codes adds little to what the codes themselves cost.
+    #[test]
+    fn codes_cost_more_than_rounded_factors() {
+        for (dtype, share) in [(KvDtype::Int8, 0.02), (KvDtype::Int4, 0.2)] {
+            let geometry = KvGeometry {
+                num_layers: 1,
+                num_kv_heads: 2,
+                head_dim: 128,
+                page_tokens: 64,
+                dtype,
+            };
+            let random = &mut Random(10);
+            let (pool, pages) = filled_pool(random, geometry, 640);
+            let exact: Vec<PageId> =
+                (0..pages.len() as u32).rev().map(PageId::exact).take(10).collect();
+            let queries = random.tensor(8, 2 * 5 * 128);
+            let spans = |pages: &[PageId]| -> Vec<KvSpan> {
+                let span = |row| KvSpan { rows: row..row + 1, pages: pages.to_vec(), visible: 640 };
+                (0..8).map(span).collect()
+            };
+            let (coded, plain) = (spans(&pages[..10]), spans(&exact));
+            for scale in [0.1, 1.0] {
+                let got = reference::attend(&pool, 0, &queries, &coded, scale);
+                let codes = reference::attend_exactly(&pool, 0, &queries, &coded, scale);
+                let truth = reference::attend_exactly(&pool, 0, &queries, &plain, scale);
+                let square = |a: &[f64], b: &[f64]| -> f64 {
+                    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
+                };
+                let got: Vec<f64> = got.iter().map(|&x| x as f64).collect();
+                let rounding = (square(&got, &codes) / square(&codes, &truth)).sqrt();
+                assert!(rounding < share, "{dtype:?}, scale {scale}: {rounding}");
+            }
+        }
+    }
+
     #[test]
     fn waves_cover_every_segment_once() {
         let geometry = KvGeometry {
