@@ -144,7 +144,7 @@ impl Faulty {
     fn bury(&self, path: &Path) -> io::Result<PathBuf> {
         let mut state = self.state.lock().unwrap();
         state.graves += 1;
-        let grave = self.graveyard.join(state.graves.to_string());
+        let grave = self.graveyard.join(format!("{:p}-{}", self, state.graves));
         std::fs::rename(path, &grave)?;
         Ok(grave)
     }

@@ -39,10 +39,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let graveyard = dir.path().join("graveyard");
-        std::fs::create_dir(&graveyard).unwrap();
-        let disk = Arc::new(Faulty::new(&graveyard));
+        let dir = temp_dir();
+        let disk = Arc::new(faulty(&dir));
         let this = Self { dir, disk, first: Sample::new(&[1; 3]), second: Sample::new(&[1; 9]) };
         let mut store = this.open().unwrap();
         for pages in [1, 2, 3] {

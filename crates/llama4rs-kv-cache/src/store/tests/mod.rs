@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::disk::{Disk, System};
+use super::faults::Faulty;
 use super::*;
 use crate::{TokenKey, PAGE_TOKENS};
 
@@ -74,8 +75,21 @@ pub(super) fn options(dir: &Path) -> StoreOptions {
     StoreOptions { dir, fingerprint: FINGERPRINT, budget: None, read: ReadMode::Map }
 }
 
+/// In memory where there is such a place: the tests make thousands of stores.
+pub(super) fn temp_dir() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+}
+
+/// A store without faults, which does not wait for the medium.
 pub(super) fn open(dir: &TempDir) -> Store {
-    Store::open(options(dir.path()), SIZES).unwrap()
+    open_on(Arc::new(faulty(dir)), dir).unwrap()
+}
+
+/// A file system for stores in `dir`.
+pub(super) fn faulty(dir: &TempDir) -> Faulty {
+    let graveyard = dir.path().join("graveyard");
+    std::fs::create_dir_all(&graveyard).unwrap();
+    Faulty::new(&graveyard)
 }
 
 pub(super) fn open_on(disk: Arc<dyn Disk>, dir: &TempDir) -> Result<Store> {
@@ -92,6 +106,8 @@ pub(super) fn files(store: &Store) -> Vec<std::path::PathBuf> {
 fn what_is_written_is_read_in_either_mode() {
     let dir = TempDir::new().unwrap();
     let sample = Sample::new(&[1; 130]);
+    // On the real file system.
+    let open = |dir: &TempDir| Store::open(options(dir.path()), SIZES).unwrap();
     for pool in POOLS {
         assert_eq!(sample.check(&mut open(&dir), pool), 0);
         let written = open(&dir).write(pool, sample.text(), 0, &sample).unwrap();
@@ -115,7 +131,7 @@ fn what_is_written_is_read_in_either_mode() {
 
 #[test]
 fn texts_share_their_beginning() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let mut store = open(&dir);
     let long = Sample::new(&[1; 20]);
     store.write(PoolKind::Global, long.text(), 0, &long).unwrap();
@@ -137,7 +153,7 @@ fn texts_share_their_beginning() {
 
 #[test]
 fn a_text_that_grows_by_single_pages_has_few_files() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let mut store = open(&dir);
     let whole = Sample::new(&[1; 300]);
     let mut pages_written = 0;
@@ -155,7 +171,7 @@ fn a_text_that_grows_by_single_pages_has_few_files() {
 
 #[test]
 fn chunked_pages_begin_at_a_chunk_and_go_first_after_it() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let mut store = open(&dir);
     let other = Sample::new(&[2; 10]);
     store.write(PoolKind::Chunked, other.text(), 6, &other).unwrap();

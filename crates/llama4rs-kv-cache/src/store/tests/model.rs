@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 
-use super::super::faults::{Fault, Faulty};
+use super::super::faults::Fault;
 use super::crashes::choices;
 use super::*;
 
@@ -65,10 +65,8 @@ proptest! {
 
     #[test]
     fn random_operations_never_lose_or_change_a_page(steps in steps()) {
-        let dir = TempDir::new().unwrap();
-        let graveyard = dir.path().join("graveyard");
-        std::fs::create_dir(&graveyard).unwrap();
-        let disk = Arc::new(Faulty::new(&graveyard));
+        let dir = temp_dir();
+        let disk = Arc::new(faulty(&dir));
         let open = || open_on(disk.clone(), &dir).unwrap();
         let mut store = open();
         let mut model = Model::default();

@@ -25,7 +25,7 @@ fn total_bytes(store: &Store) -> u64 {
 
 #[test]
 fn the_budget_keeps_what_was_used_last() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let mut store = open_small(&dir);
     let samples: Vec<_> = (0..12).map(|branch| Sample::new(&[branch; 3])).collect();
     for sample in &samples {
@@ -43,7 +43,7 @@ fn the_budget_keeps_what_was_used_last() {
 
 #[test]
 fn children_go_before_their_parents() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let mut store = open_small(&dir);
     let long = Sample::new(&[1; 1000]);
     for pages in [128, 256, 300, 400, 512, 700] {
@@ -58,7 +58,7 @@ fn children_go_before_their_parents() {
 
 #[test]
 fn a_reader_keeps_what_is_evicted() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let sample = Sample::new(&[1; 3]);
     let mut store = open(&dir);
     store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
@@ -77,7 +77,7 @@ fn a_reader_keeps_what_is_evicted() {
 
 #[test]
 fn one_evicts_at_a_time() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let sample = Sample::new(&[1; 3]);
     let mut store = open(&dir);
     store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
@@ -91,7 +91,7 @@ fn one_evicts_at_a_time() {
 
 #[test]
 fn pruning_removes_what_it_is_told() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let mut store = open(&dir);
     let samples: Vec<_> = (0..5).map(|branch| Sample::new(&[branch; 2])).collect();
     for sample in &samples {
@@ -128,7 +128,7 @@ fn pruning_removes_what_it_is_told() {
 /// Writers of the same and of other texts, readers, and one who evicts, all at once.
 #[test]
 fn many_use_a_directory_at_once() {
-    let dir = TempDir::new().unwrap();
+    let dir = temp_dir();
     let samples: Vec<_> = (0..3).map(|branch| Sample::new(&[branch; 20])).collect();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
