@@ -307,3 +307,40 @@ def test_the_planner_knows_who_waits() -> None:
     assert kept == [1 << 30]
     refused = llama4rs.plan("scout", kv_memory="1GB", **options)
     assert "with kv_memory 1.00 GB it is refused" in refused.notes[0]
+
+
+def test_with_files_texts_may_be_longer_than_memory(tmp_path: Path) -> None:
+    """Full segments of 128 pages are mapped from files, so they take no memory."""
+    path = tmp_path / "model"
+    make_checkpoint(path, CONFIG | {"attention_chunk_size": 2 * PAGE}, 5)
+    length = 170 * PAGE
+    ids, options = text(0, length), {"max_tokens": 3, "temperature": 0.0}
+    plain = open_engine(path, prefix_cache_bytes=0, step_tokens=512)
+    answer = drain(plain.submit(ids, **options))
+    budget = peak_bytes(plain, 145 * PAGE, 512)
+    with pytest.raises(OutOfMemoryError):
+        open_engine(path, budget, step_tokens=512).submit(ids, **options)
+
+    how: dict[str, Any] = {"kv_dir": str(tmp_path / "kv"), "step_tokens": 512}
+    stored = open_engine(path, budget, **how)
+    request = stored.submit(ids, **options)
+    while request.next() is not None:
+        assert stored.kv_bytes_in_use() <= budget
+    # Now all of it is in files: many fit at the same time.
+    again = [stored.submit([*ids, i], **options) for i in range(8)]
+    again[0].next()
+    assert stored.kv_bytes_in_use() <= budget
+    assert [drain(stored.submit(ids, **options)) for _ in range(2)] == [answer] * 2
+    for request in again:
+        drain(request)
+        assert request.usage["cached_tokens"] == length
+
+    copied = open_engine(path, budget, **how, kv_read="copy")
+    with pytest.raises(OutOfMemoryError):
+        copied.submit(ids, **options)
+    short = copied.submit(ids[: 100 * PAGE], **options)
+    small = [copied.submit([*ids[: 40 * PAGE], i], **options) for i in range(6)]
+    for request in [short, *small]:
+        while request.next() is not None:
+            assert copied.kv_bytes_in_use() <= budget
+        assert request.usage["cached_tokens"] > 30 * PAGE

@@ -6,9 +6,10 @@
 //! not count: they are given up as soon as somebody needs them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use llama4rs_kv_cache::{Demand, KvLayout};
+use llama4rs_kv_cache::{Demand, KvCache, KvLayout};
+use llama4rs_tensor::Backend;
 
 use crate::sequence::Sequence;
 use crate::{Error, Result};
@@ -19,12 +20,14 @@ pub(crate) struct Admission {
     step_tokens: usize,
     vocab_size: usize,
     budget: AtomicUsize,
+    maps_pages: AtomicBool,
 }
 
 impl Admission {
-    /// Without a limit.
+    /// Without a limit, for a cache without files.
     pub fn new(layout: KvLayout, step_tokens: usize, vocab_size: usize) -> Self {
-        Self { layout, step_tokens, vocab_size, budget: AtomicUsize::new(usize::MAX) }
+        let (budget, maps_pages) = (AtomicUsize::new(usize::MAX), AtomicBool::new(false));
+        Self { layout, step_tokens, vocab_size, budget, maps_pages }
     }
 
     /// Bytes; `usize::MAX`: no limit.
@@ -37,12 +40,21 @@ impl Admission {
         self.budget.store(bytes, Ordering::Relaxed);
     }
 
+    /// Takes note whether full pages become mapped files now.
+    pub fn look_at<B: Backend>(&self, cache: &KvCache<B>) {
+        self.maps_pages.store(cache.maps_pages(), Ordering::Relaxed);
+    }
+
+    fn layout(&self) -> KvLayout {
+        KvLayout { mapped: self.maps_pages.load(Ordering::Relaxed), ..self.layout.clone() }
+    }
+
     /// Refuses a request that would not fit alone: `stored` tokens get keys and values,
     /// and the logits of `kept_logits` tokens are kept.
     pub fn check(&self, stored: usize, kept_logits: usize) -> Result<()> {
         let budget = self.budget();
-        let logits = self.logit_bytes(kept_logits);
-        let need = |tokens| logits.saturating_add(self.layout.peak_bytes(tokens, self.step_tokens));
+        let (layout, logits) = (self.layout(), self.logit_bytes(kept_logits));
+        let need = |tokens| logits.saturating_add(layout.peak_bytes(tokens, self.step_tokens));
         let needed = need(stored);
         if needed <= budget {
             return Ok(());
@@ -68,11 +80,11 @@ impl Admission {
     }
 
     /// What is left beside sequences that run.
-    pub fn room(&self, running: &[Sequence]) -> Room<'_> {
-        let demand = Demand::new(&self.layout, self.step_tokens);
+    pub fn room<B: Backend>(&self, cache: &KvCache<B>, running: &[Sequence]) -> Room<'_> {
+        let demand = Demand::new(self.layout(), self.step_tokens);
         let mut room = Room { admission: self, demand, logits: 0 };
         for sequence in running {
-            room.add(sequence);
+            room.add(cache, sequence);
         }
         room
     }
@@ -88,14 +100,14 @@ impl Admission {
 /// What running sequences may need, and what is left.
 pub(crate) struct Room<'a> {
     admission: &'a Admission,
-    demand: Demand<'a>,
+    demand: Demand,
     logits: usize,
 }
 
 impl Room<'_> {
     /// Adds a sequence; `false`: it does not fit.
-    pub fn add(&mut self, sequence: &Sequence) -> bool {
-        self.demand.add(&sequence.kv, sequence.most_stored());
+    pub fn add<B: Backend>(&mut self, cache: &KvCache<B>, sequence: &Sequence) -> bool {
+        self.demand.add(cache, &sequence.kv, sequence.most_stored());
         self.logits += self.admission.logit_bytes(sequence.kept_logits());
         self.demand.bytes().saturating_add(self.logits) <= self.admission.budget()
     }

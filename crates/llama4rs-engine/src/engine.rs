@@ -105,10 +105,7 @@ impl<B: VisionBackend> Engine<B> {
         let core = self.core.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
         let store = Store::open(options, core.cache.layout().page_sizes())?;
         core.cache.set_store(&self.backend, store);
-        let (step_tokens, vocab_size) = (self.settings.step_tokens, self.model.config().vocab_size);
-        let budget = self.admission.budget();
-        self.admission = Admission::new(core.cache.layout().clone(), step_tokens, vocab_size);
-        self.admission.set_budget(budget);
+        self.admission.look_at(&core.cache);
         Ok(())
     }
 
@@ -339,6 +336,7 @@ impl<B: VisionBackend> Engine<B> {
         };
         let Core { scheduler, cache, .. } = core;
         cache.set_budget(self.admission.budget());
+        self.admission.look_at(cache);
         scheduler.reap(&self.backend, cache);
         scheduler.admit(limits, &self.admission, &self.backend, cache);
         scheduler.plan(limits, &self.backend, cache)

@@ -49,11 +49,11 @@ impl Scheduler {
         if self.blocked || self.waiting.is_empty() {
             return;
         }
-        let mut room = admission.room(&self.running);
+        let mut room = admission.room(cache, &self.running);
         while self.running.len() < limits.max_sequences {
             let Some(mut sequence) = self.waiting.pop_front() else { return };
             sequence.attach(backend, cache);
-            if room.add(&sequence) {
+            if room.add(cache, &sequence) {
                 self.running.push(sequence);
                 continue;
             }

@@ -30,12 +30,11 @@ impl Images {
 
     /// A key for each image position: a hash of its feature, told apart from token ids.
     fn write_keys(&self, keys: &mut [TokenKey]) {
+        let mut bytes = Vec::new();
         for (index, &position) in self.positions.iter().enumerate() {
-            let mut hasher = blake3::Hasher::new();
-            for value in self.feature(index) {
-                hasher.update(&value.to_bits().to_le_bytes());
-            }
-            let hash = hasher.finalize();
+            bytes.clear();
+            bytes.extend(self.feature(index).iter().flat_map(|value| value.to_le_bytes()));
+            let hash = blake3::hash(&bytes);
             let (first, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
             keys[position] = u64::from_le_bytes(*first) | 1 << 63;
         }

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
-use llama4rs_tensor::{PageForm, PageId};
+use llama4rs_tensor::{Backend, PageForm, PageId};
 
-use crate::cache::{KvLayout, PoolKind, SequenceKv};
+use crate::cache::{KvCache, KvLayout, PoolKind, SequenceKv};
+use crate::persist::StoreState;
 use crate::store::SEGMENT_PAGES;
 use crate::PAGE_TOKENS;
 
@@ -12,9 +13,9 @@ impl KvLayout {
     /// Most bytes that a sequence owns at any time on its way to `tokens` tokens, when
     /// no step takes more than `step_tokens` of them.
     pub fn peak_bytes(&self, tokens: usize, step_tokens: usize) -> usize {
-        let mut demand = Demand::new(self, step_tokens);
+        let mut demand = Demand::new(self.clone(), step_tokens);
         demand.chunked.future = self.peak_chunked_pages(tokens, step_tokens);
-        demand.global.future = self.peak_global_pages(tokens, step_tokens);
+        demand.global.future = self.peak_global_pages(tokens, 0, step_tokens);
         demand.bytes()
     }
 
@@ -27,45 +28,62 @@ impl KvLayout {
     }
 
     /// The pages of a step are exact until it is committed, those that it seals, too; the
-    /// first page always is.
-    fn peak_global_pages(&self, tokens: usize, step_tokens: usize) -> Pages {
+    /// first page always is. `mapped` pages of the text are in files already.
+    fn peak_global_pages(&self, tokens: usize, mapped: usize, step_tokens: usize) -> Pages {
         let of_step = 1 + pages(step_tokens.saturating_sub(1));
         // Of a text in files only what follows the last full segment is in memory.
-        let in_memory = if self.mapped { SEGMENT_PAGES + of_step } else { usize::MAX };
-        let exact = pages(tokens);
+        let most = if self.mapped { SEGMENT_PAGES + of_step } else { usize::MAX };
+        let in_memory = |pages: usize| pages.saturating_sub(mapped).min(most);
         if !self.dtype.is_quantised() {
-            return Pages { exact: exact.min(in_memory), sealed: 0 };
+            return Pages { exact: in_memory(pages(tokens)), sealed: 0 };
         }
-        let sealed = (tokens / PAGE_TOKENS).saturating_sub(1);
-        Pages { exact: exact.min(1 + of_step), sealed: sealed.min(in_memory) }
+        Pages {
+            exact: pages(tokens).min(1 + of_step),
+            sealed: in_memory((tokens / PAGE_TOKENS).saturating_sub(1)),
+        }
     }
 }
 
-/// Most bytes of pages that some sequences may own together at any time: what they own
-/// now, shared pages once, and what each may still allocate. Whatever the sequences do,
-/// the sum never grows.
+impl<B: Backend> KvCache<B> {
+    /// Whether full pages become mapped files while a sequence runs: the store maps them,
+    /// and it works.
+    pub fn maps_pages(&self) -> bool {
+        self.layout.mapped && self.store.is_some() && self.store_state == StoreState::Working
+    }
+}
+
+/// Most bytes of memory that the pages of some sequences may take together at any time:
+/// what they own now, shared pages once, and what each may still allocate. Whatever the
+/// sequences do, the sum never grows.
 #[derive(Debug)]
-pub struct Demand<'a> {
-    layout: &'a KvLayout,
+pub struct Demand {
+    layout: KvLayout,
     step_tokens: usize,
     chunked: PoolDemand,
     global: PoolDemand,
 }
 
-impl<'a> Demand<'a> {
+impl Demand {
     /// Of no sequence yet. No step will take more than `step_tokens` tokens of one.
-    pub fn new(layout: &'a KvLayout, step_tokens: usize) -> Self {
+    pub fn new(layout: KvLayout, step_tokens: usize) -> Self {
         let (chunked, global) = Default::default();
         Self { layout, step_tokens, chunked, global }
     }
 
-    /// Adds a sequence that will have `tokens` tokens at most.
-    pub fn add(&mut self, sequence: &SequenceKv, tokens: usize) {
-        let most = self.layout.peak_global_pages(tokens, self.step_tokens);
+    /// Adds a sequence of `cache` that will have `tokens` tokens at most.
+    pub fn add<B: Backend>(&mut self, cache: &KvCache<B>, sequence: &SequenceKv, tokens: usize) {
+        let pages_of = || sequence.global.pages();
         if self.layout.mapped {
+            // Pages that it shares may go to files one by one, while new ones come.
+            let is_mapped = |page: &PageId| {
+                cache.global.as_ref().is_some_and(|pool| pool.allocator.is_mapped(*page))
+            };
+            let mapped = pages_of().filter(is_mapped).count();
+            let most = self.layout.peak_global_pages(tokens, mapped, self.step_tokens);
             self.global.add([].into_iter(), most);
         } else {
-            self.global.add(sequence.global.pages(), most);
+            let most = self.layout.peak_global_pages(tokens, 0, self.step_tokens);
+            self.global.add(pages_of(), most);
         }
         let chunk = self.layout.chunk_size.unwrap_or(usize::MAX);
         let last = tokens.max(1) - 1;

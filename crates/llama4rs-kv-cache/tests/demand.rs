@@ -1,6 +1,9 @@
 //! Sequences that were let in by their demand never run out of pages.
 
+use std::path::Path;
+
 use llama4rs_cpu::Cpu;
+use llama4rs_kv_cache::store::{ReadMode, Store, StoreOptions};
 use llama4rs_kv_cache::{Demand, KvCache, KvLayout, KvStep, PoolKind, SequenceKv, TokenKey};
 use llama4rs_tensor::KvDtype;
 use proptest::prelude::*;
@@ -49,67 +52,110 @@ fn layout(chunk: usize, dtype: KvDtype) -> KvLayout {
     }
 }
 
+/// A random run: who wants what, and what happens.
+#[derive(Clone, Debug)]
+struct Run {
+    chunk: usize,
+    dtype: KvDtype,
+    wishes: Vec<Wish>,
+    /// The budget, as a multiple of what the largest wish needs.
+    room: f64,
+    prefix_budget: usize,
+    /// Which sequence takes a step, of how many tokens, and whether it ends or is undone.
+    choices: Vec<(prop::sample::Index, usize, u32)>,
+}
+
+fn run() -> impl Strategy<Value = Run> {
+    let dtypes = [KvDtype::F32, KvDtype::Int8, KvDtype::Int4];
+    (
+        prop::sample::select(vec![50usize, 128, 256, 4096]),
+        prop::sample::select(dtypes.to_vec()),
+        prop::collection::vec(wish(), 1..12),
+        1.0f64..3.0,
+        prop::sample::select(vec![0usize, 60_000, 1 << 30]),
+        prop::collection::vec((any::<prop::sample::Index>(), 1..=STEP, 0..30u32), 300),
+    )
+        .prop_map(|(chunk, dtype, wishes, room, prefix_budget, choices)| Run {
+            chunk,
+            dtype,
+            wishes,
+            room,
+            prefix_budget,
+            choices,
+        })
+}
+
+/// A sequence that the demand lets in gets all its pages, and the pages in use stay below
+/// the budget.
+fn check(run: Run, files: Option<(&Path, ReadMode)>) -> Result<(), TestCaseError> {
+    let backend = Cpu::new(Some(1)).unwrap();
+    let mut cache =
+        KvCache::new(&backend, layout(run.chunk, run.dtype), run.prefix_budget).unwrap();
+    if let Some((dir, read)) = files {
+        let (dir, fingerprint, budget) = (dir.to_owned(), [1; 32], None);
+        let options = StoreOptions { dir, fingerprint, budget, read };
+        let sizes = cache.layout().page_sizes();
+        cache.set_store(&backend, Store::open(options, sizes).unwrap());
+    }
+    let layout = cache.layout().clone();
+    let largest = run.wishes.iter().map(|wish| layout.peak_bytes(wish.tokens, STEP)).max();
+    let budget = (largest.unwrap() as f64 * run.room) as usize;
+    cache.set_budget(budget);
+
+    let mut waiting = run.wishes.clone();
+    let mut running: Vec<Running> = Vec::new();
+    for (index, count, leave) in run.choices {
+        while let Some(wish) = waiting.last() {
+            let keys = wish.keys();
+            let mut kv = cache.sequence();
+            cache.attach(&backend, &mut kv, &keys[..keys.len() - 1]);
+            prop_assert!(cache.bytes_in_use() <= budget);
+            let mut demand = Demand::new(layout.clone(), STEP);
+            running.iter().for_each(|other| demand.add(&cache, &other.kv, other.keys.len()));
+            let before = demand.bytes();
+            demand.add(&cache, &kv, keys.len());
+            if demand.bytes() > budget {
+                prop_assert!(!running.is_empty(), "a lone sequence fits");
+                prop_assert!(before <= budget, "the demand never grows");
+                cache.release(kv);
+                break;
+            }
+            running.push(Running { kv, keys });
+            waiting.pop();
+        }
+        if running.is_empty() {
+            break;
+        }
+        let at = index.index(running.len());
+        let Running { kv, keys } = &mut running[at];
+        let count = count.min(keys.len() - kv.len());
+        cache.extend(&backend, kv, count, 0, &mut KvStep::default()).unwrap();
+        prop_assert!(cache.bytes_in_use() <= budget);
+        if leave % 5 == 1 {
+            cache.rollback(kv);
+        } else {
+            cache.commit(kv, count);
+            cache.remember(kv, keys);
+            cache.persist(&backend, kv, keys, false);
+        }
+        if kv.len() == keys.len() || leave == 0 {
+            let Running { mut kv, keys } = running.swap_remove(at);
+            cache.persist(&backend, &mut kv, &keys, true);
+            cache.release(kv);
+        }
+        cache.discard_free(&backend, 4);
+        prop_assert!(cache.bytes_in_use() <= budget);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Any order of arrivals, steps of any size and early ends: a sequence that the demand
-    /// lets in gets all its pages, and the pages in use stay below the budget.
+    /// Any order of arrivals, steps of any size and early ends.
     #[test]
-    fn the_budget_holds(
-        chunk in prop::sample::select(vec![50usize, 128, 256, 4096]),
-        dtype in prop::sample::select(vec![KvDtype::F32, KvDtype::Int8, KvDtype::Int4]),
-        wishes in prop::collection::vec(wish(), 1..12),
-        room in 1.0f64..3.0,
-        prefix_budget in prop::sample::select(vec![0usize, 60_000, 1 << 30]),
-        choices in prop::collection::vec((any::<prop::sample::Index>(), 1..=STEP, 0..30), 300),
-    ) {
-        let backend = Cpu::new(Some(1)).unwrap();
-        let layout = layout(chunk, dtype);
-        let largest = wishes.iter().map(|wish| layout.peak_bytes(wish.tokens, STEP)).max();
-        let budget = (largest.unwrap() as f64 * room) as usize;
-        let mut cache = KvCache::new(&backend, layout.clone(), prefix_budget).unwrap();
-        cache.set_budget(budget);
-
-        let mut waiting = wishes.clone();
-        let mut running: Vec<Running> = Vec::new();
-        for (index, count, leave) in choices {
-            while let Some(wish) = waiting.last() {
-                let keys = wish.keys();
-                let mut kv = cache.sequence();
-                cache.attach(&backend, &mut kv, &keys[..keys.len() - 1]);
-                let mut demand = Demand::new(&layout, STEP);
-                running.iter().for_each(|other| demand.add(&other.kv, other.keys.len()));
-                let before = demand.bytes();
-                demand.add(&kv, keys.len());
-                if demand.bytes() > budget {
-                    prop_assert!(!running.is_empty(), "a lone sequence fits");
-                    prop_assert!(before <= budget, "the demand never grows");
-                    cache.release(kv);
-                    break;
-                }
-                running.push(Running { kv, keys });
-                waiting.pop();
-            }
-            if running.is_empty() {
-                break;
-            }
-            let at = index.index(running.len());
-            let Running { kv, keys } = &mut running[at];
-            let count = count.min(keys.len() - kv.len());
-            cache.extend(&backend, kv, count, 0, &mut KvStep::default()).unwrap();
-            prop_assert!(cache.bytes_in_use() <= budget);
-            if leave % 5 == 1 {
-                cache.rollback(kv);
-            } else {
-                cache.commit(kv, count);
-                cache.remember(kv, keys);
-            }
-            if kv.len() == keys.len() || leave == 0 {
-                cache.release(running.swap_remove(at).kv);
-            }
-            cache.discard_free(&backend, 4);
-            prop_assert!(cache.bytes_in_use() <= budget);
-        }
+    fn the_budget_holds(run in run()) {
+        check(run, None)?;
     }
 
     /// The peak is reached, not only never passed, so that nobody is refused for nothing.
@@ -139,5 +185,19 @@ proptest! {
         prop_assert!(most <= peak, "{} > {}", most, peak);
         // The two pools need not be at their peaks at the same time.
         prop_assert!(most as f64 >= 0.6 * peak as f64, "{} < {}", most, peak);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    /// The same with pages that become files while others use them.
+    #[test]
+    fn the_budget_holds_with_files(
+        run in run(),
+        read in prop::sample::select(vec![ReadMode::Map, ReadMode::Copy]),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        check(run, Some((dir.path(), read)))?;
     }
 }
