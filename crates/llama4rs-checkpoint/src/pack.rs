@@ -189,6 +189,7 @@ fn copy_files(source: &Path, directory: &Path) -> Result<Vec<CopyEntry>> {
             bytes += count as u64;
         }
         copies.push(CopyEntry { name: name.into(), bytes, blake3: output.checksum() });
+        output.finish()?;
     }
     Ok(copies)
 }

@@ -1,7 +1,7 @@
 //! Writes the weight files of a plan, whoever supplies the bytes.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use llama4rs_tensor::WeightFormat;
@@ -14,9 +14,13 @@ use crate::{Error, Result};
 /// Free space to ask for beyond the files: the manifest and directory blocks.
 const DISK_SLACK: u64 = 16 << 20;
 
+/// Bytes written at once: the page cache then holds the file in large pages, which
+/// are read up to half as fast again, where the file system knows them.
+const WRITTEN_BYTES: usize = 16 << 20;
+
 /// A file that is hashed as it is written.
 pub(crate) struct HashedFile {
-    file: File,
+    file: BufWriter<File>,
     path: PathBuf,
     hasher: blake3::Hasher,
 }
@@ -25,6 +29,7 @@ impl HashedFile {
     /// Makes a new file.
     pub fn create(path: PathBuf) -> Result<Self> {
         let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        let file = BufWriter::with_capacity(WRITTEN_BYTES, file);
         Ok(Self { file, path, hasher: blake3::Hasher::new() })
     }
 
@@ -41,8 +46,10 @@ impl HashedFile {
         checksum
     }
 
-    fn finish(self) -> Result<()> {
-        self.file.sync_all().map_err(|error| Error::io(&self.path, error))
+    /// Writes what is left and waits until the disk has it.
+    pub fn finish(mut self) -> Result<()> {
+        let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        written.map_err(|error| Error::io(&self.path, error))
     }
 }
 

@@ -7,7 +7,7 @@
 //! ends us with SIGBUS, as for every engine that maps weights.
 //!
 //! On Linux a map asks for large pages: a core reads them up to half as fast again.
-//! File systems that keep large folios (ext4 since 6.16, XFS, Btrfs) then read a cold
+//! A file system that keeps large folios (ext4 on Linux 6.18 does) then reads a cold
 //! file into them; what the page cache already holds in small pages stays there.
 
 use std::fs::File;

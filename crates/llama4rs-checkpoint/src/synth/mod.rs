@@ -97,6 +97,8 @@ pub fn synth(
 
     let mut file = HashedFile::create(staging.directory().join("config.json"))?;
     file.write(json.as_bytes())?;
+    let checksum = file.checksum();
+    file.finish()?;
     let origin = format!("synthetic {shape}, seed {}", options.seed);
     let warnings = vec![format!("random weights for measurements ({origin}): its texts are noise")];
     Manifest {
@@ -109,7 +111,7 @@ pub fn synth(
         copies: vec![CopyEntry {
             name: "config.json".into(),
             bytes: json.len() as u64,
-            blake3: file.checksum(),
+            blake3: checksum,
         }],
         tensors: entries,
     }
