@@ -251,6 +251,9 @@ impl Exec<'_, '_> {
         active: u32,
     ) -> Result<Option<u32>, Box<Fault>> {
         let masks = self.get::<u32>(mask);
+        if active == u32::MAX && mask.is_constant() && masks[0] == active {
+            return Ok(Some(active));
+        }
         let mut all = 0;
         for l in lanes_of(active) {
             if masks[l] >> l & 1 == 0 {

@@ -204,18 +204,21 @@ impl Exec<'_, '_> {
             return self.double2(f, inst, mask);
         }
         let (a, b) = (self.get::<u32>(inst.a), self.get::<u32>(inst.b));
-        let two = |f: Float2, mode: FloatMode| {
-            map2(a, b, |x, y| float2(f, mode, f32::from_bits(x), f32::from_bits(y)).to_bits())
-        };
-        let out = match (f, mode == FloatMode::PLAIN) {
-            (Float2::Add, true) => two(Float2::Add, FloatMode::PLAIN),
-            (Float2::Sub, true) => two(Float2::Sub, FloatMode::PLAIN),
-            (Float2::Mul, true) => two(Float2::Mul, FloatMode::PLAIN),
-            (Float2::Div, true) => two(Float2::Div, FloatMode::PLAIN),
-            (Float2::Min, true) => two(Float2::Min, FloatMode::PLAIN),
-            (Float2::Max, true) => two(Float2::Max, FloatMode::PLAIN),
-            _ => two(f, mode),
-        };
+        // A closure of its own for each common case, so that each becomes a loop of its own.
+        macro_rules! two {
+            ($f:expr, $mode:expr) => {
+                map2(a, b, |x, y| float2($f, $mode, f32::from_bits(x), f32::from_bits(y)).to_bits())
+            };
+        }
+        macro_rules! arms {
+            ($($f:ident)*) => {
+                match (f, mode == FloatMode::PLAIN) {
+                    $((Float2::$f, true) => two!(Float2::$f, FloatMode::PLAIN),)*
+                    _ => two!(f, mode),
+                }
+            };
+        }
+        let out = arms!(Add Sub Mul Div Min Max);
         self.set(inst.d, &out, mask);
     }
 
@@ -251,12 +254,16 @@ impl Exec<'_, '_> {
             return self.set(inst.d, &out, mask);
         }
         let a = self.get::<u32>(inst.a);
-        let one = |f: Float1| map1(a, |x| float1(f, mode, f32::from_bits(x)).to_bits());
+        macro_rules! one {
+            ($f:expr) => {
+                map1(a, |x| float1($f, mode, f32::from_bits(x)).to_bits())
+            };
+        }
         let out = match f {
-            Float1::Neg => one(Float1::Neg),
-            Float1::Abs => one(Float1::Abs),
-            Float1::Ex2 => one(Float1::Ex2),
-            _ => one(f),
+            Float1::Neg => one!(Float1::Neg),
+            Float1::Abs => one!(Float1::Abs),
+            Float1::Ex2 => one!(Float1::Ex2),
+            _ => one!(f),
         };
         self.set(inst.d, &out, mask);
     }
@@ -271,12 +278,14 @@ impl Exec<'_, '_> {
             return self.set(inst.d, &out, mask);
         }
         let (a, b, c) = (self.get::<u32>(inst.a), self.get::<u32>(inst.b), self.get::<u32>(inst.c));
-        let three = |mode: FloatMode| {
-            map3(a, b, c, |x, y, z| {
-                fma(mode, f32::from_bits(x), f32::from_bits(y), f32::from_bits(z)).to_bits()
-            })
-        };
-        let out = if mode == FloatMode::PLAIN { three(FloatMode::PLAIN) } else { three(mode) };
+        macro_rules! three {
+            ($mode:expr) => {
+                map3(a, b, c, |x, y, z| {
+                    fma($mode, f32::from_bits(x), f32::from_bits(y), f32::from_bits(z)).to_bits()
+                })
+            };
+        }
+        let out = if mode == FloatMode::PLAIN { three!(FloatMode::PLAIN) } else { three!(mode) };
         self.set(inst.d, &out, mask);
     }
 }

@@ -83,12 +83,14 @@ impl Exec<'_, '_> {
         let element = usize::from(access.bytes);
         for e in 0..usize::from(access.count) {
             let slot = self.env.kernel.lists[inst.d.range().start + e];
-            let mut out = [0u64; LANES];
-            for l in lanes_of(mask) {
+            let value = |l: usize| {
                 let mut value = [0; 8];
                 value[..element].copy_from_slice(&params[a[l] as usize + e * element..][..element]);
-                out[l] = extend(u64::from_le_bytes(value), access);
-            }
+                extend(u64::from_le_bytes(value), access)
+            };
+            // Inactive lanes repeat an active one's address.
+            let out =
+                if inst.a.is_constant() { [value(0); LANES] } else { std::array::from_fn(value) };
             self.set_wide(slot, &out, mask);
         }
         Ok(())
