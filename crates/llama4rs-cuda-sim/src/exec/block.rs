@@ -251,7 +251,7 @@ impl Exec<'_, '_> {
         active: u32,
     ) -> Result<Option<u32>, Box<Fault>> {
         let masks = self.get::<u32>(mask);
-        if active == u32::MAX && mask.is_constant() && masks[0] == active {
+        if active == u32::MAX && masks.iter().fold(active, |m, x| m & x) == active {
             return Ok(Some(active));
         }
         let mut all = 0;

@@ -23,6 +23,15 @@ impl Exec<'_, '_> {
         let a = *self.get::<u32>(inst.a);
         let (b, c, masks) =
             (self.get::<u32>(inst.b), self.get::<u32>(inst.c), self.get::<u32>(inst.e));
+        // Nearly always: all lanes, one distance, no segments.
+        let by = b[0] as usize & 31;
+        let same = (0..LANES).fold(true, |s, l| s & (b[l] == b[0]) & (c[l] == 31));
+        if kind == Shuffle::Bfly && mask == u32::MAX && same && masks[0] == mask {
+            let out = std::array::from_fn(|l| a[l ^ by]);
+            self.set(inst.d, &out, mask);
+            self.set_predicate(valid, mask, mask);
+            return Ok(Flow::Next);
+        }
         let (mut out, mut found) = ([0; LANES], 0);
         for l in lanes_of(mask) {
             let (by, clamp, segment) = (b[l] & 31, c[l] & 31, c[l] >> 8 & 31);

@@ -73,10 +73,13 @@ impl Exec<'_, '_> {
         inst: &Inst,
         mask: u32,
     ) -> Outcome<()> {
-        self.aligned(a, size(access), mask)?;
         let (params, bytes) = (self.env.params, size(access));
+        // A parameter's own address is the same for all lanes: one stands for all.
+        let uniform = inst.a.is_constant();
+        let checked = if uniform { mask & mask.wrapping_neg() } else { mask };
+        self.aligned(a, bytes, checked)?;
         let bad = |l: &usize| a[*l].saturating_add(bytes) > params.len() as u64;
-        if let Some(l) = lanes_of(mask).find(bad) {
+        if let Some(l) = lanes_of(checked).find(bad) {
             let what = format!("{bytes} bytes at {} of {} bytes of parameters", a[l], params.len());
             return Err(Fault::new(FaultKind::OutOfBounds, Some(l), what));
         }
@@ -89,8 +92,7 @@ impl Exec<'_, '_> {
                 extend(u64::from_le_bytes(value), access)
             };
             // Inactive lanes repeat an active one's address.
-            let out =
-                if inst.a.is_constant() { [value(0); LANES] } else { std::array::from_fn(value) };
+            let out = if uniform { [value(0); LANES] } else { std::array::from_fn(value) };
             self.set_wide(slot, &out, mask);
         }
         Ok(())
