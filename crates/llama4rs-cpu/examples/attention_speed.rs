@@ -84,6 +84,14 @@ fn filled(cpu: &Cpu, dtype: KvDtype, tokens: usize) -> (KvPages, Vec<PageId>) {
     (pool, pages)
 }
 
+/// Seconds that the calling thread has spent on a processor: what counts on a busy
+/// machine with one thread. Zero where the system does not say.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split(' ').next().and_then(|first| first.parse::<f64>().ok());
+    nanoseconds.unwrap_or(0.0) / 1e9
+}
+
 /// The last `rows` of `tokens` tokens.
 fn report(cpu: &Cpu, dtype: KvDtype, rows: usize, tokens: usize) {
     let (pool, pages) = filled(cpu, dtype, tokens);
@@ -104,12 +112,14 @@ fn report(cpu: &Cpu, dtype: KvDtype, rows: usize, tokens: usize) {
     let mut attend =
         || cpu.attend(&pool, 0, &queries, &spans, 0.1, &mut out).expect("shapes that fit");
     attend();
+    let busy = cpu_seconds();
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.len() < 5 || start.elapsed().as_secs_f64() < 0.4 {
         let start = Instant::now();
         attend();
         times.push(start.elapsed().as_secs_f64());
     }
+    let busy = (cpu_seconds() - busy) / times.len() as f64;
     times.sort_by(f64::total_cmp);
 
     let threads = cpu.num_threads();
@@ -126,11 +136,12 @@ fn report(cpu: &Cpu, dtype: KvDtype, rows: usize, tokens: usize) {
     let integers = best(integer_dot_peak(set, threads, 2).expect("threads"));
     let (fastest, middle) = (times[0], times[times.len() / 2]);
     println!(
-        "  {:4} {rows:3} rows of {tokens:6}: {:8.2} ms (best {:8.2})  {:5.1} GB/s  {:6.1} GOP/s   \
+        "  {:4} {rows:3} rows of {tokens:6}: {:8.2} ms (best {:8.2}, on the processor {:8.2})  {:5.1} GB/s  {:6.1} GOP/s   \
          limits {:.1} GB/s, {:.0} float, {:.0} integer GOP/s",
         dtype.name(),
         middle * 1e3,
         fastest * 1e3,
+        busy * 1e3,
         bytes / middle / 1e9,
         operations / middle / 1e9,
         reads / 1e9,
