@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,31 @@ def test_an_interruption_loses_nothing(
         output = session.generate(long, **GREEDY)
         assert output.usage.cached_tokens > output.usage.prompt_tokens // 2 - 64
     assert len(session) >= len(before) + len(llm.tokenizer.encode(long))
+
+
+@pytest.mark.parametrize("call", ["generate", "chat", "stream"])
+def test_ctrl_c_leaves_the_session_as_it_was(llm: llama4rs.Llama4, call: str) -> None:
+    session = llm.session("s")
+    session.append(BOOK)
+    before = session.token_ids
+    options: dict[str, Any] = {"ignore_eos": True, "max_tokens": 100_000}
+    work: dict[str, Any] = {
+        "generate": lambda: session.generate("The dog", **options),
+        "chat": lambda: session.chat("The dog", **options),
+        "stream": lambda: list(session.stream("The dog", **options)),
+    }
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                work[call]()
+                assert session.token_ids == before, "there was no interruption"
+    finally:
+        timer.cancel()
+    gc.collect()
+    assert session.messages == []
+    assert session.generate(**GREEDY).usage.cached_tokens > len(before) - 64 - 1
 
 
 def test_a_refused_call_changes_nothing(tmp_path: Path) -> None:
