@@ -27,8 +27,8 @@ pub const WINDOW: u64 = 1 << 32;
 const ALIGN: u64 = 512;
 /// Unused addresses behind each allocation.
 const GAP: u64 = 512;
-/// Addresses reserved for each byte of memory.
-const ADDRESSES: u64 = 16;
+/// Addresses reserved for each byte of memory: as many as the host grants.
+const ADDRESSES: [u64; 4] = [16, 8, 4, 2];
 /// Freed allocations that reports remember.
 const REMEMBERED: usize = 4096;
 
@@ -80,10 +80,15 @@ pub struct Memory {
 impl Memory {
     /// Memory of `capacity` bytes; pages take room only once they are used.
     pub fn new(capacity: u64) -> std::io::Result<Self> {
-        let addresses = capacity.saturating_mul(ADDRESSES).next_multiple_of(1 << 16);
         let reserve = |bytes: u64| {
             MmapOptions::new().len(bytes as usize).no_reserve_swap().map_anon().map(MmapRaw::from)
         };
+        let both = |times: u64| {
+            let addresses = capacity.saturating_mul(times).next_multiple_of(1 << 16);
+            Ok((reserve(addresses)?, reserve(addresses / 8)?))
+        };
+        let granted = ADDRESSES.into_iter().map(both).find(std::io::Result::is_ok);
+        let (bytes, written) = granted.unwrap_or_else(|| both(1))?;
         let heap = Heap {
             live: BTreeMap::new(),
             freed: VecDeque::new(),
@@ -92,7 +97,6 @@ impl Memory {
             count: 0,
             snapshot: None,
         };
-        let (bytes, written) = (reserve(addresses)?, reserve(addresses / 8)?);
         Ok(Self { bytes, written, capacity, heap: Mutex::new(heap) })
     }
 

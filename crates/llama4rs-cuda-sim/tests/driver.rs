@@ -131,6 +131,7 @@ fn memory_that_is_not_ours() {
     unsafe {
         assert_eq!(cuMemcpyDtoH_v2(out.as_mut_ptr().cast(), x, 68), 1, "past the end");
         assert_eq!(cuMemsetD32_v2(x + 2, 0, 4), 1, "not aligned");
+        assert_eq!(cuMemcpyDtoH_v2(out.as_mut_ptr().cast(), 0, 0), 0, "nothing from nowhere");
         assert_eq!(cuMemFree_v2(x + 4), 1, "not a start");
         assert_eq!(cuMemFree_v2(x), 0);
         assert_eq!(cuMemFree_v2(x), 1, "freed before");
