@@ -32,7 +32,8 @@
 //! An error does not outlive its call; a real device would need a new context.
 //!
 //! - Addresses outside every allocation, misaligned, or freed; the nearest allocation is named.
-//! - Reads of memory that nobody wrote, in device and in shared memory.
+//! - Uses of memory that nobody wrote, device or shared: a load alone is none, as compilers
+//!   load ahead of the branch that decides.
 //! - Races in shared memory: two threads, one of them writing, and no barrier between
 //!   (`__syncwarp` within a warp). A `cp.async` writes from its start to its wait.
 //! - Barriers that some threads do not reach; masks that name lanes that are not there.

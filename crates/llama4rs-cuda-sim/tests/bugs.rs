@@ -44,6 +44,7 @@ bugs! {
     misaligned: 716, "Misaligned", "16 bytes";
     unwritten_global: 719, "Uninitialised", "nobody wrote", "allocation";
     unwritten_shared: 719, "Uninitialised", "thread (0, 0, 0)", "offset 252";
+    unwritten_but_read: 719, "Uninitialised", "ld.shared.u32", "offset 0 of shared memory";
     shared_past_end: 700, "OutOfBounds", "offset 256 of 256 bytes of shared memory";
     local_past_end: 700, "OutOfBounds", "local memory";
     race_without_barrier: 719, "Race", "without a barrier between";

@@ -54,6 +54,7 @@ impl Block {
             status: Status::Ready,
             local: vec![0; kernel.local_bytes.next_multiple_of(16) * LANES],
             copies: Vec::new(),
+            marks: Vec::new(),
             groups: [0; LANES],
         });
         let common = Common {

@@ -99,18 +99,30 @@ impl Exec<'_, '_> {
         bytes: u64,
         mask: u32,
     ) -> Outcome<()> {
-        if !self.env.checks.unwritten || self.b.region.is_some_and(|r| r.purpose == Purpose::Host) {
+        let lanes = self.unwritten_lanes(addresses, bytes, mask);
+        if lanes == 0 {
             return Ok(());
         }
+        let lane = lanes.trailing_zeros() as usize;
+        let near = self.env.memory.describe(addresses[lane]);
+        let at = addresses[lane];
+        let what = format!("reads {bytes} bytes at {at:#x} that nobody wrote: {near}");
+        Err(Fault::new(FaultKind::Uninitialised, Some(lane), what))
+    }
+
+    /// The lanes that read device memory which nobody wrote.
+    #[inline(always)]
+    fn unwritten_lanes(&self, addresses: &Lanes<u64>, bytes: u64, mask: u32) -> u32 {
+        if !self.env.checks.unwritten || self.b.region.is_some_and(|r| r.purpose == Purpose::Host) {
+            return 0;
+        }
+        let mut lanes = 0;
         for l in lanes_of(mask) {
             let at = addresses[l];
-            if at >= DEVICE_BASE && !self.env.memory.is_written(at, bytes as u32) {
-                let near = self.env.memory.describe(at);
-                let what = format!("reads {bytes} bytes at {at:#x} that nobody wrote: {near}");
-                return Err(Fault::new(FaultKind::Uninitialised, Some(l), what));
-            }
+            let written = at < DEVICE_BASE || self.env.memory.is_written(at, bytes as u32);
+            lanes |= u32::from(!written) << l;
         }
-        Ok(())
+        lanes
     }
 
     #[inline(always)]
@@ -131,7 +143,7 @@ impl Exec<'_, '_> {
     ) -> Outcome<()> {
         let bytes = size(access);
         let hosts = self.device(addresses, bytes, mask)?;
-        self.check_written(addresses, bytes, mask)?;
+        let unwritten = self.unwritten_lanes(addresses, bytes, mask);
         self.count_read(addresses, bytes, mask);
         for e in 0..usize::from(access.count) {
             let slot = self.env.kernel.lists[inst.d.range().start + e];
@@ -151,6 +163,10 @@ impl Exec<'_, '_> {
                 out[l] = extend(unsafe { read(at(l), access.bytes) }, access);
             }
             self.set_wide(slot, &out, mask);
+        }
+        if unwritten != 0 {
+            let first = addresses[unwritten.trailing_zeros() as usize];
+            self.mark(inst.d, unwritten, first, false);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::lanes::Lanes;
 use super::warp::{Exec, Flow};
 use crate::program::{Half, Inst, Mma, LANES};
 use crate::report::Fault;
-use crate::shadow::Touch;
+use crate::shadow::{Conflict, Touch};
 
 type Outcome<T> = Result<T, Box<Fault>>;
 /// Rows of A, columns of B.
@@ -43,7 +43,11 @@ impl Exec<'_, '_> {
         }
         let rows = self.rows(count, offset, inst)?;
         let named = if count == 4 { u32::MAX } else { (1 << (8 * u32::from(count))) - 1 };
-        self.touch_reads(&rows, 16, named)?;
+        let unwritten = self.touch_reads(&rows, 16, named)?;
+        if unwritten != 0 {
+            let lane = unwritten.trailing_zeros() as usize;
+            return Err(self.conflict(Conflict::Unwritten, Touch::Read, rows[lane], lane));
+        }
         for i in 0..usize::from(count) {
             let shared = &self.b.shared;
             let element = |r: usize, c: usize| {

@@ -16,6 +16,7 @@ mod lanes;
 mod launch;
 mod local;
 mod matrix;
+mod poison;
 mod shared;
 mod step;
 mod warp;

@@ -86,24 +86,27 @@ impl Exec<'_, '_> {
         Fault::new(kind, Some(lane), what)
     }
 
-    /// Notes reads of shared memory.
+    /// Notes reads of shared memory; returns the lanes that read bytes which nobody wrote.
     #[inline(always)]
     pub(super) fn touch_reads(
         &mut self,
         offsets: &Lanes<usize>,
         bytes: usize,
         mask: u32,
-    ) -> Outcome<()> {
+    ) -> Outcome<u32> {
         let base = (self.w.index * LANES) as u32;
-        let Some(shadow) = &mut self.b.shadow else { return Ok(()) };
+        let Some(shadow) = &mut self.b.shadow else { return Ok(0) };
+        let mut unwritten = 0;
         for l in lanes_of(mask) {
             let touched =
                 shadow.touch(Touch::Read, base + l as u32, offsets[l], bytes, |_, _| false);
-            if let Err(c) = touched {
-                return Err(self.conflict(c, Touch::Read, offsets[l], l));
+            match touched {
+                Ok(()) => {}
+                Err(Conflict::Unwritten) => unwritten |= 1 << l,
+                Err(c) => return Err(self.conflict(c, Touch::Read, offsets[l], l)),
             }
         }
-        Ok(())
+        Ok(unwritten)
     }
 
     /// Notes a write of one lane and puts the bytes into shared memory.
@@ -136,7 +139,7 @@ impl Exec<'_, '_> {
     ) -> Outcome<()> {
         let bytes = size(access);
         let offsets = self.shared(addresses, bytes, mask)?;
-        self.touch_reads(&offsets, bytes as usize, mask)?;
+        let unwritten = self.touch_reads(&offsets, bytes as usize, mask)?;
         self.count_shared(&offsets, bytes as usize, mask);
         for e in 0..usize::from(access.count) {
             let slot = self.env.kernel.lists[inst.d.range().start + e];
@@ -154,6 +157,10 @@ impl Exec<'_, '_> {
                 out[l] = extend(value, access);
             }
             self.set_wide(slot, &out, mask);
+        }
+        if unwritten != 0 {
+            let first = offsets[unwritten.trailing_zeros() as usize] as u64;
+            self.mark(inst.d, unwritten, first, true);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 use super::block::Common;
 use super::lanes::{lanes_of, Files, Lane, Lanes};
 use super::launch::Env;
+use super::poison::Mark;
 use crate::program::{Barrier, Inst, Slot, LANES, UNGUARDED};
 use crate::report::{Fault, FaultKind};
 
@@ -64,6 +65,8 @@ pub struct Warp {
     /// Local memory, lane after lane.
     pub local: Vec<u8>,
     pub copies: Vec<Copy>,
+    /// Registers with bytes that nobody wrote.
+    pub marks: Vec<Mark>,
     /// Number of groups that each lane has committed.
     pub groups: [u32; LANES],
 }
@@ -105,6 +108,7 @@ impl Warp {
         self.status = Status::Ready;
         self.local.fill(0xff);
         self.copies.clear();
+        self.marks.clear();
         self.groups = [0; LANES];
         self.predicates.fill(0);
         self.predicates[1] = u32::MAX;
@@ -239,6 +243,9 @@ impl Exec<'_, '_> {
                     continue;
                 }
                 self.pc = pc;
+                if !self.w.marks.is_empty() {
+                    self.follow_marks(inst, active)?;
+                }
                 match self.step(inst, active)? {
                     Flow::Next => pc += 1,
                     Flow::Jump(target) => {

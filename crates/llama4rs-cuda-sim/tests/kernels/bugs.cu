@@ -37,6 +37,15 @@ KERNEL unwritten_shared(u32* y, const u32* x, int bug) {
   y[T] = s[63 - T];
 }
 
+// A compiler may read early what it then does not use: only the use counts.
+KERNEL unwritten_but_read(u32* y, const u32* x, int bug) {
+  __shared__ u32 s[64];
+  u32 v, at = (u32)__cvta_generic_to_shared(s + T);
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+  s[T] = 1;
+  y[T] = bug ? v : x[T];
+}
+
 KERNEL shared_past_end(u32* y, const u32* x, int bug) {
   __shared__ u32 s[64];
   s[T] = x[T];
