@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llama4rs_cuda::nvrtc::{Architecture, Nvrtc};
 use llama4rs_cuda::resources::parse;
@@ -16,22 +17,50 @@ const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90a", "sm_100", "sm_120"];
 /// `file kernel CONSTANT=value,...`: registers, stack, spills and shared bytes per architecture.
 type Report = BTreeMap<String, Vec<[u32; 4]>>;
 
-fn report_of(nvrtc: &Nvrtc, source: &KernelSource) -> Report {
-    let mut report = Report::new();
-    for constants in source.examples {
-        let names: Vec<_> =
-            constants.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        for architecture in ARCHITECTURES {
-            let architecture = Architecture::Binary(architecture.to_owned());
-            let compiled = source.compile(nvrtc, &architecture, constants).unwrap();
-            assert!(!compiled.log.contains("warning"), "{}: {}", source.name, compiled.log);
-            for found in parse(&compiled.log) {
-                let key = format!("{} {} {}", source.name, found.kernel, names.join(","));
-                let numbers = [found.registers, found.stack, found.spills, found.shared];
-                report.entry(key.trim_end().to_owned()).or_default().push(numbers);
-            }
+/// One compilation.
+type Job<'a> = (&'a KernelSource, &'a [(&'a str, u32)], &'a str);
+
+/// What the kernels of a job need, by name.
+fn compile(nvrtc: &Nvrtc, (source, constants, architecture): Job<'_>) -> Vec<(String, [u32; 4])> {
+    let names: Vec<_> = constants.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let architecture = Architecture::Binary(architecture.to_owned());
+    let compiled = source.compile(nvrtc, &architecture, constants).unwrap();
+    assert!(!compiled.log.contains("warning"), "{}: {}", source.name, compiled.log);
+    let kernels = parse(&compiled.log).into_iter().map(|found| {
+        let key = format!("{} {} {}", source.name, found.kernel, names.join(","));
+        let numbers = [found.registers, found.stack, found.spills, found.shared];
+        (key.trim_end().to_owned(), numbers)
+    });
+    kernels.collect()
+}
+
+/// Compiles everything, on all cores.
+fn full_report(nvrtc: &Nvrtc) -> Report {
+    let examples = all_kernels()
+        .iter()
+        .flat_map(|source| source.examples.iter().map(move |constants| (source, *constants)));
+    let jobs: Vec<Job<'_>> = examples
+        .flat_map(|(source, constants)| ARCHITECTURES.map(|name| (source, constants, name)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let place = ARCHITECTURES.iter().position(|name| name == &job.2).unwrap();
+            done.extend(
+                compile(nvrtc, *job).into_iter().map(|(key, numbers)| (key, place, numbers)),
+            );
         }
-    }
+        done
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let mut report = Report::new();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for (key, place, numbers) in workers.into_iter().flat_map(|worker| worker.join().unwrap()) {
+            report.entry(key).or_insert_with(|| vec![[0; 4]; ARCHITECTURES.len()])[place] = numbers;
+        }
+    });
     report
 }
 
@@ -41,25 +70,17 @@ fn kernels_stay_within_their_budget() {
         Ok(nvrtc) => nvrtc,
         Err(error) => return println!("skipped: {error}"),
     };
-    let report: Report = std::thread::scope(|scope| {
-        let compile = |part: &'static [KernelSource]| {
-            let nvrtc = &nvrtc;
-            scope.spawn(move || part.iter().flat_map(|source| report_of(nvrtc, source)).collect())
-        };
-        let half = all_kernels().len().div_ceil(2);
-        let parts: Vec<_> = all_kernels().chunks(half).map(compile).collect();
-        parts
-            .into_iter()
-            .flat_map(|part: std::thread::ScopedJoinHandle<Report>| part.join().unwrap())
-            .collect()
-    });
+    let report = full_report(&nvrtc);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/resources.txt");
     if std::env::var_os("LLAMA4RS_WRITE_RESOURCES").is_some() {
         std::fs::write(&path, written(&report)).unwrap();
     }
     let budget = read(&std::fs::read_to_string(&path).unwrap());
-    let kernels = |report: &Report| report.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(kernels(&report), kernels(&budget), "kernels and {}", path.display());
+    let only_in = |one: &Report, other: &Report| -> Vec<String> {
+        one.keys().filter(|kernel| !other.contains_key(*kernel)).cloned().collect()
+    };
+    let (new, gone) = (only_in(&report, &budget), only_in(&budget, &report));
+    assert!(new.is_empty() && gone.is_empty(), "new: {new:?}, gone: {gone:?}: {}", path.display());
     for (kernel, found) in &report {
         for ((architecture, found), allowed) in ARCHITECTURES.iter().zip(found).zip(&budget[kernel])
         {
