@@ -39,7 +39,7 @@ test: test-rust test-python ## all tests
 
 # Tests of the CUDA backend look for NVRTC in .venv.
 test-rust: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc>=13,<14'
+	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc==13.0.*'
 	cargo test --workspace --quiet
 
 # The simulated device is for machines without a GPU.

@@ -14,6 +14,9 @@ use support::nvrtc_folders;
 
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90a", "sm_100", "sm_120"];
 
+/// Another version gives out registers in another way.
+const COMPILER: (u32, u32) = (13, 0);
+
 /// `file kernel CONSTANT=value,...`: registers, stack, spills and shared bytes per architecture.
 type Report = BTreeMap<String, Vec<[u32; 4]>>;
 
@@ -71,6 +74,9 @@ fn kernels_stay_within_their_budget() {
         Err(error) => return println!("skipped: {error}"),
     };
     let report = full_report(&nvrtc);
+    if nvrtc.version() != COMPILER {
+        return println!("everything compiles; the budget is that of NVRTC {COMPILER:?}");
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/resources.txt");
     if std::env::var_os("LLAMA4RS_WRITE_RESOURCES").is_some() {
         std::fs::write(&path, written(&report)).unwrap();
