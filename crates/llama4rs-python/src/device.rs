@@ -130,15 +130,25 @@ impl Device {
         }
     }
 
-    /// Opens the GPU, if it is to be used. Without one `Auto` is the CPU; the stand-in
-    /// for tests must be asked for.
-    pub fn open_cuda(self, nvrtc_folders: &[PathBuf]) -> llama4rs_tensor::Result<Option<Cuda>> {
+    /// Opens the GPU, if it is to be used. Without one `Auto` is the CPU, with a warning
+    /// where there is one that cannot be used; the stand-in for tests must be asked for.
+    pub fn open_cuda(
+        self,
+        nvrtc_folders: &[PathBuf],
+        warnings: &mut Vec<String>,
+    ) -> llama4rs_tensor::Result<Option<Cuda>> {
         match self {
             Device::Cpu => Ok(None),
             Device::Cuda(ordinal) => Cuda::open(ordinal, nvrtc_folders).map(Some),
             Device::Auto => {
-                let found = Cuda::open(0, nvrtc_folders).ok();
-                Ok(found.filter(|cuda| !cuda.info().is_simulated()))
+                let devices = llama4rs_cuda::devices().unwrap_or_default();
+                let Some(first) = devices.first().filter(|info| !info.is_simulated()) else {
+                    return Ok(None);
+                };
+                let opened = Cuda::open(first.ordinal, nvrtc_folders).map_err(|error| {
+                    warnings.push(format!("computing on the CPU, not on {}: {error}", first.name));
+                });
+                Ok(opened.ok())
             }
         }
     }

@@ -101,16 +101,16 @@ fn open(
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
 ) -> Result<Opened, OpenError> {
-    let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders)?;
+    let mut warnings = Vec::new();
+    let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders, &mut warnings)?;
     let fast = wanted.arithmetic == Arithmetic::Fast;
     let cuda = cuda.map(|cuda| cuda.with_tensor_cores(fast));
     let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
     let tensors = source.report();
-    let mut warnings = source.warnings().to_vec();
+    warnings.extend_from_slice(source.warnings());
     let cuda = cuda.map(|cuda| with_room(cuda, wanted.device, &tensors, &mut warnings));
     let engine = match cuda.transpose()?.flatten() {
         Some(cuda) => {
-            let cuda = cuda.with_tensor_cores(wanted.arithmetic == Arithmetic::Fast);
             let numerics = cuda.numerics();
             open_on(cuda, &numerics, &*source, wanted, progress)?
         }
