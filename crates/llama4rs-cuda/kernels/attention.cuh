@@ -30,7 +30,8 @@ struct AttendArgs {
   const u16 *queries;  // [rows, heads * D] bf16
   const u64 *pages;    // where each page begins, plus 1 for sealed ones
   const AttendItem *items;
-  void *out;           // [rows, heads * D], f32 or bf16
+  float *out;          // [rows, heads * D]
+  u16 *halves;         // the same as bf16
   float *parts;        // decode: [items][heads][splits][D + 4]: sums, maximum, sum of weights
   u32 heads, kv_heads, splits, layer;
   float scale_log2;    // scale / ln 2

@@ -109,7 +109,7 @@ template <u32 D, bool SEALABLE> DEVICE void attend_splits(const AttendArgs &args
   }
 }
 
-template <u32 D, bool BF16_OUT> DEVICE void attend_merge(const AttendArgs &args) {
+template <u32 D> DEVICE void attend_merge(const AttendArgs &args) {
   AttendItem item = args.items[blockIdx.y];
   u32 splits = ceil_div(item.visible, PAGE * SPLIT_PAGES), channel = threadIdx.x;
   const float *part = args.parts + ((u64)blockIdx.y * args.heads + blockIdx.x) * args.splits * PART<D>;
@@ -120,14 +120,14 @@ template <u32 D, bool BF16_OUT> DEVICE void attend_merge(const AttendArgs &args)
     maximum = merge.maximum, weight = merge(weight, part[D + 1]), sum = merge(sum, part[channel]);
   }
   u64 at = ((u64)item.row * args.heads + blockIdx.x) * D + channel;
-  if constexpr (BF16_OUT) ((u16 *)args.out)[at] = f32_to_bf16(sum / weight);
-  else ((float *)args.out)[at] = sum / weight;
+  args.out[at] = sum / weight;
+  args.halves[at] = f32_to_bf16(sum / weight);
 }
 
-// Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES= (1: a pool with int8 codes), -DOUT_BF16=.
+// Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES= (1: a pool with int8 codes).
 KERNEL_OCCUPANCY(128, 2) attend_decode(const __grid_constant__ AttendArgs args) {
   attend_splits<HEAD_DIM, SEALED_PAGES>(args);
 }
 KERNEL(HEAD_DIM) attend_decode_merge(const __grid_constant__ AttendArgs args) {
-  attend_merge<HEAD_DIM, OUT_BF16>(args);
+  attend_merge<HEAD_DIM>(args);
 }

@@ -7,7 +7,7 @@
 // Later tiles see more pages, so they come first.
 // Bytes: the pages a tile sees once, mostly from L2. Operations: 4 * D * keys seen, in whole pages, a row.
 
-template <u32 D, u32 WARPS, u32 RING, bool SEALABLE, bool BF16_OUT> DEVICE void prefill(const AttendArgs &args) {
+template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const AttendArgs &args) {
   constexpr u32 TILES = D / 8, ROWS = WARPS * 16;
   DYNAMIC_SHARED(shared);
   AttendItem item = args.items[blockIdx.z];
@@ -132,17 +132,17 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE, bool BF16_OUT> DEVICE void 
         float v[4];
 #pragma unroll
         for (u32 k = 0; k < 4; k++) v[k] = all[(2 + 2 * (n + k) + column) * STRIDE] / all[STRIDE];
-        if constexpr (BF16_OUT) *(uint2 *)((u16 *)args.out + channel) = make_uint2(bf16_pack(v[0], v[1]), bf16_pack(v[2], v[3]));
-        else *(float4 *)((float *)args.out + channel) = make_float4(v[0], v[1], v[2], v[3]);
+        *(float4 *)(args.out + channel) = make_float4(v[0], v[1], v[2], v[3]);
+        *(uint2 *)(args.halves + channel) = make_uint2(bf16_pack(v[0], v[1]), bf16_pack(v[2], v[3]));
       }
   }
 }
 
-// Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES=, -DOUT_BF16=.
+// Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES=.
 KERNEL_OCCUPANCY(256, 1) attend_prefill(const __grid_constant__ AttendArgs args) {
-  prefill<HEAD_DIM, 8, 2, SEALED_PAGES, OUT_BF16>(args);
+  prefill<HEAD_DIM, 8, 2, SEALED_PAGES>(args);
 }
 // For devices with less shared memory.
 KERNEL_OCCUPANCY(128, 1) attend_prefill_small(const __grid_constant__ AttendArgs args) {
-  prefill<HEAD_DIM, 4, 2, SEALED_PAGES, OUT_BF16>(args);
+  prefill<HEAD_DIM, 4, 2, SEALED_PAGES>(args);
 }

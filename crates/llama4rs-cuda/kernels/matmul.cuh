@@ -11,7 +11,7 @@ struct MatmulJob {
   u32 rows;                // outputs N
   u32 first_block;
   u32 routed;              // 1: rows of x are sorted by expert, token tiles come from `route`
-  u32 unused;
+  u32 first_x;             // its rows of x begin here
 };
 
 // Rows that go to one expert; `first` counts in `order`.
@@ -91,5 +91,5 @@ DEVICE bool find_work(const MatmulArgs &args, u32 block, u32 rows_per_block, u32
 DEVICE u32 assignment(const Work &work, u32 i) { return work.order ? work.order[i] : work.first + i; }
 DEVICE const u16 *activations(const MatmulArgs &args, const Work &work, u32 i) {
   u32 row = assignment(work, i);
-  return args.x + (u64)(work.order ? row / args.x_divisor : row) * args.cols;
+  return args.x + (u64)(work.job->first_x + (work.order ? row / args.x_divisor : row)) * args.cols;
 }

@@ -1,6 +1,8 @@
 // What lies between the q, k, v projections and attention, in one pass: rotary positions, norms of
 // queries and keys, attention temperature, rounding, and writing keys and values into exact pages.
 //
+// Keys are stored only: k keeps what it was. queries may be q.
+//
 // q [rows, heads * D], k and v [rows, kv_heads * D] f32. rotations [rows, D]: cos, sin of each pair; null:
 // none, and no norm. scales [rows]: factors of queries; null: ones. eps < 0: no norm. queries
 // [rows, heads * D] f32, and halves the same as bf16. Row t's keys and values go to token offsets[t] of the page at pages[t], whose

@@ -1,9 +1,10 @@
 // Which expert each token goes to, and the tiles of tokens that the matrix kernels take.
 //
-// router_logits: logits [tokens, experts] f32 = x [tokens, cols] bf16 · weights [experts, cols] f32.
-//   Launch: experts x ceil(tokens / 4) blocks of 128 threads; warp i sums a quarter of the inputs for 4
-//   tokens. cols % 8 == 0. Bytes: the weights once for 4 tokens. A token's sums have one order.
-// route: logits -> for each assignment a = token * top_k + choice its expert and sigmoid(logit), the
+// router_parts: parts [splits][tokens, experts] f32: x [tokens, cols] f32 times f32 panels (docs/format.md) of
+//   [experts, cols], the inputs cut into splits of 256, whose sums are added in order by `route`.
+//   Launch: (panels, splits, ceil(tokens / 4)) blocks of 128 threads: row r = i % 16 of the panel, inputs
+//   i / 16 + 8 k. Bytes: the weights once for 4 tokens. A token's sums have one order.
+// route: the sums of parts -> for each assignment a = token * top_k + choice its expert and sigmoid(logit), the
 //   largest logits first, ties to the lower index; then the assignments sorted by expert (in an expert by
 //   number) in `order`, cut into tiles of at most `tile_tokens`. One block of 1024 threads; at most 256
 //   experts; room for experts + assignments / tile_tokens tiles. token_tiles: only the sorting.
@@ -12,34 +13,33 @@ constexpr u32 MOST_EXPERTS = 256;
 
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_fast(-1.44269504f * x)); }
 
-KERNEL(128) router_logits(const u16 *x, const float *weights, float *logits, u32 tokens, u32 cols, u32 experts) {
-  SHARED float parts[4][4];
-  u32 expert = blockIdx.x, first = blockIdx.y * 4, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  const float *row = weights + (u64)expert * cols;
-  float sums[4] = {};
-  u32 eights = cols / 8;
-#pragma unroll 5
-  for (u32 i = eights * warp / 4 + lane; i < eights * (warp + 1) / 4; i += WARP) {
-    float4 w0 = __ldg((const float4 *)row + i * 2), w1 = __ldg((const float4 *)row + i * 2 + 1);
-#pragma unroll
-    for (u32 j = 0; j < 4; j++) {
-      if (first + j >= tokens) continue;
-      uint4 v = __ldg((const uint4 *)(x + (u64)(first + j) * cols) + i);
-      sums[j] = fmaf(w0.x, bf16_low(v.x), sums[j]), sums[j] = fmaf(w0.y, bf16_high(v.x), sums[j]);
-      sums[j] = fmaf(w0.z, bf16_low(v.y), sums[j]), sums[j] = fmaf(w0.w, bf16_high(v.y), sums[j]);
-      sums[j] = fmaf(w1.x, bf16_low(v.z), sums[j]), sums[j] = fmaf(w1.y, bf16_high(v.z), sums[j]);
-      sums[j] = fmaf(w1.z, bf16_low(v.w), sums[j]), sums[j] = fmaf(w1.w, bf16_high(v.w), sums[j]);
-    }
-  }
-#pragma unroll
-  for (u32 j = 0; j < 4; j++) {
-    float sum = warp_sum(sums[j]);
-    if (lane == 0) parts[j][warp] = sum;
+KERNEL(128) router_parts(const float *x, const float *panels, float *parts, u32 tokens, u32 cols, u32 experts,
+                         u64 panel_floats) {
+  SHARED float chunk[4][256];
+  SHARED float sums[8][4][16];
+  u32 first_input = blockIdx.y * 256, first_token = blockIdx.z * 4, row = threadIdx.x % 16, part = threadIdx.x / 16;
+  for (u32 i = threadIdx.x; i < 4 * 256; i += 128) {
+    u32 token = first_token + i / 256, input = first_input + i % 256;
+    chunk[i / 256][i % 256] = token < tokens && input < cols ? x[(u64)token * cols + input] : 0.0f;
   }
   __syncthreads();
-  u32 j = threadIdx.x;
-  if (j < 4 && first + j < tokens)
-    logits[(u64)(first + j) * experts + expert] = parts[j][0] + parts[j][1] + parts[j][2] + parts[j][3];
+  const float *lines = panels + blockIdx.x * panel_floats + row;
+  float sum[4] = {};
+#pragma unroll 8
+  for (u32 i = part; i < 256; i += 8) {
+    float w = first_input + i < cols ? __ldg(lines + (u64)(first_input + i) * 16) : 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) sum[j] = fmaf(w, chunk[j][i], sum[j]);
+  }
+#pragma unroll
+  for (u32 j = 0; j < 4; j++) sums[part][j][row] = sum[j];
+  __syncthreads();
+  u32 j = threadIdx.x / 16, expert = blockIdx.x * 16 + row;
+  if (j >= 4 || first_token + j >= tokens || expert >= experts) return;
+  float total = 0.0f;
+#pragma unroll
+  for (u32 i = 0; i < 8; i++) total += sums[i][j][row];
+  parts[((u64)blockIdx.y * tokens + first_token + j) * experts + expert] = total;
 }
 
 struct TokenTile {
@@ -84,8 +84,15 @@ KERNEL(1024) token_tiles(const u32 *expert_of, u32 *order, TokenTile *tiles, u32
   make_tiles(expert_of, order, tiles, num_tiles, assignments, experts, tile_tokens);
 }
 
-KERNEL(1024) route(const float *logits, u32 *expert_of, float *weights, u32 *order, TokenTile *tiles,
-                   u32 *num_tiles, u32 tokens, u32 experts, u32 top_k, u32 tile_tokens) {
+KERNEL(1024) route(const float *parts, float *logits, u32 splits, u32 *expert_of, float *weights, u32 *order,
+                   TokenTile *tiles, u32 *num_tiles, u32 tokens, u32 experts, u32 top_k, u32 tile_tokens) {
+  u32 count = tokens * experts;
+  for (u32 i = threadIdx.x; i < count; i += 1024) {
+    float sum = 0.0f;
+    for (u32 split = 0; split < splits; split++) sum += parts[(u64)split * count + i];
+    logits[i] = sum;
+  }
+  __syncthreads();
   for (u32 token = threadIdx.x; token < tokens; token += 1024) {
     const float *row = logits + (u64)token * experts;
     float last = infinity();

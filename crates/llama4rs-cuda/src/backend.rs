@@ -8,13 +8,15 @@ use llama4rs_tensor::check::{
 };
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Bytes, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Result, Slot,
+    Backend, Bytes, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MixtureWeights,
+    PackedMatrix, PageForm, PageId, Placement, Result, Slot,
 };
 
 use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
-use crate::ops::fused::{is_wide_enough, Norm};
+use crate::ops::fused::{is_wide_enough, suits_place, Norm};
 use crate::ops::pages_attention;
+use crate::ops::products::fits_mixture;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
 
@@ -156,23 +158,7 @@ impl Backend for Cuda {
         keys: &Tensor,
         values: &Tensor,
     ) -> Result<()> {
-        let geometry = *pool.geometry();
-        require_layer("write_kv", &geometry, layer)?;
-        let cols = geometry.num_kv_heads * geometry.head_dim;
-        require_shape("write_kv", keys.shape(), slots.len(), cols)?;
-        require_shape("write_kv", values.shape(), slots.len(), cols)?;
-        let beyond = slots.iter().find(|slot| {
-            slot.page.form() != PageForm::Exact
-                || !pool.has(slot.page)
-                || slot.offset as usize >= geometry.page_tokens
-        });
-        let pages = pool.num_pages(PageForm::Exact);
-        require(
-            beyond.is_none(),
-            "write_kv",
-            || format!("slots in {pages} exact pages of {} tokens", geometry.page_tokens),
-            || format!("{beyond:?}"),
-        )?;
+        require_slots(pool, layer, slots, [keys, values])?;
         self.run_write_kv(pool, layer, slots, keys, values)
     }
 
@@ -265,9 +251,106 @@ impl Backend for Cuda {
         require_shape("experts", out.shape(), routing.rows, hidden)?;
         self.run_experts(x, routing, weights, out)
     }
+
+    fn add_norm(
+        &self,
+        x: &mut Tensor,
+        delta: &Tensor,
+        weight: &Vector,
+        eps: f32,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        if !self.tensor_cores || !is_wide_enough(x.cols()) {
+            self.add(x, delta)?;
+            return self.rms_norm(x, weight, eps, out);
+        }
+        require_shape("add_norm", delta.shape(), x.rows(), x.cols())?;
+        require_columns("add_norm", x.cols(), weight.0.len())?;
+        self.launch_residual(x, Some(delta.address()), None, Some(Norm { weight, eps, out }))
+    }
+
+    fn place(
+        &self,
+        [q, k, v]: [&mut Tensor; 3],
+        placement: &Placement<'_, Tensor>,
+        pool: &mut KvPages,
+        layer: usize,
+        slots: &[Slot],
+    ) -> Result<()> {
+        let (geometry, head_dim) = (*pool.geometry(), placement.head_dim);
+        if !self.tensor_cores || !suits_place(&geometry, head_dim) {
+            return self.place_in_parts([q, k, v], placement, pool, layer, slots);
+        }
+        require_heads("place", q.cols(), head_dim)?;
+        if let Some(rotations) = placement.rotations {
+            require_shape("place", rotations.shape(), q.rows(), head_dim)?;
+        }
+        if let Some(scales) = placement.scales {
+            require_shape("place", scales.shape(), q.rows(), 1)?;
+        }
+        require_slots(pool, layer, slots, [k, v])?;
+        require_shape("place", (q.rows(), 1), slots.len(), 1)?;
+        self.run_place([q, k, v], placement, pool, layer, slots)
+    }
+
+    fn mixture(
+        &self,
+        x: &Tensor,
+        weights: MixtureWeights<'_, Matrix>,
+        scratch: FeedForwardScratch<'_, Tensor>,
+        out: &mut Tensor,
+    ) -> Result<Routing> {
+        let experts = weights.router.rows;
+        let fits = (1..=experts).contains(&weights.top_k) && x.rows() > 0;
+        if !self.tensor_cores || !fits || !fits_mixture(&weights) {
+            return self.mixture_in_parts(x, weights, scratch, out);
+        }
+        let MixtureWeights { router, shared, routed, .. } = &weights;
+        let (hidden, inner) = (routed.gate.cols, routed.gate.rows);
+        require_shape("mixture", x.shape(), x.rows(), hidden)?;
+        for (matrix, stack, rows, cols) in [
+            (*router, 1, experts, hidden),
+            (shared.up, 1, inner, hidden),
+            (shared.gate, 1, inner, hidden),
+            (shared.down, 1, hidden, inner),
+            (routed.gate, experts, inner, hidden),
+            (routed.up, experts, inner, hidden),
+            (routed.down, experts, hidden, inner),
+        ] {
+            require(
+                [matrix.stack, matrix.rows, matrix.cols] == [stack, rows, cols],
+                "mixture",
+                || format!("{stack} x [{rows}, {cols}]"),
+                || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
+            )?;
+        }
+        self.run_mixture(x, &weights, out)
+    }
 }
 
 fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result<()> {
     let reserved = || "a reserved page".to_owned();
     require(pool.has(page), operation, reserved, || format!("{page:?}"))
+}
+
+/// An error unless keys and values have a row for each slot, and the slots are there.
+fn require_slots(pool: &KvPages, layer: usize, slots: &[Slot], planes: [&Tensor; 2]) -> Result<()> {
+    let geometry = *pool.geometry();
+    require_layer("write_kv", &geometry, layer)?;
+    let cols = geometry.num_kv_heads * geometry.head_dim;
+    for x in planes {
+        require_shape("write_kv", x.shape(), slots.len(), cols)?;
+    }
+    let beyond = slots.iter().find(|slot| {
+        slot.page.form() != PageForm::Exact
+            || !pool.has(slot.page)
+            || slot.offset as usize >= geometry.page_tokens
+    });
+    let pages = pool.num_pages(PageForm::Exact);
+    require(
+        beyond.is_none(),
+        "write_kv",
+        || format!("slots in {pages} exact pages of {} tokens", geometry.page_tokens),
+        || format!("{beyond:?}"),
+    )
 }

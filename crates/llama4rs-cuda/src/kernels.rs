@@ -80,13 +80,13 @@ sources! {
     ];
     ROUTE = "route.cu", &[&[]];
     ATTENTION_DECODE = "attention_decode.cu" after ["attention.cuh"], &[
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("OUT_BF16", 0)],
-        &[("HEAD_DIM", 64), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1)],
+        &[("HEAD_DIM", 64), ("SEALED_PAGES", 0)],
     ];
     ATTENTION_PREFILL = "attention_prefill.cu" after ["attention.cuh"], &[
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("OUT_BF16", 0)],
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("OUT_BF16", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1)],
     ];
     ROPE_CACHE = "rope_cache.cu", &[&[("HEAD_DIM", 128)]];
     RESIDUAL_NORM = "residual_norm.cu", &[&[("WIDTH", 5120)]];
@@ -144,7 +144,8 @@ pub(crate) struct Library {
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<(&'static str, Constants), Module>,
-    kernels: HashMap<(&'static str, Constants, usize), Kernel>,
+    /// By file, name, constants and shared memory.
+    kernels: HashMap<(&'static str, &'static str, Constants, usize), Kernel>,
 }
 
 impl Library {
@@ -170,7 +171,7 @@ impl Library {
     ) -> Result<Kernel> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let Loaded { modules, kernels } = &mut *loaded;
-        let key = (name, constants.to_vec(), shared);
+        let key = (source.name, name, constants.to_vec(), shared);
         if let Some(kernel) = kernels.get(&key) {
             return Ok(*kernel);
         }

@@ -37,7 +37,6 @@ pub use cuda::Cuda;
 pub use driver::{devices, driver_version, DeviceInfo};
 pub use kernels::{all_kernels, KernelSource};
 pub use kv_pages::KvPages;
-pub use ops::fused::Positions;
 pub use ops::sample::Draw;
 pub use tensor::{Matrix, Routing, Tensor, Vector};
 

@@ -76,6 +76,11 @@ impl Tensor {
         self.values.as_ref()
     }
 
+    /// Whether what was written as bf16 is all of the values.
+    pub(crate) fn keep_halves(&mut self, all: bool) {
+        self.halves_are_current &= all;
+    }
+
     /// Takes a new shape; the values are then anything.
     pub(crate) fn resize(&mut self, gpu: &Arc<Gpu>, rows: usize, cols: usize) -> Result<()> {
         self.halves_are_current = false;

@@ -3,9 +3,10 @@
 mod support;
 
 use half::bf16;
-use llama4rs_cuda::{Cuda, Draw, Positions};
+use llama4rs_cuda::{Cuda, Draw};
 use llama4rs_tensor::{
-    Backend, ExpertWeights, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot, WeightFormat,
+    Backend, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
+    PageForm, PageId, Placement, Slot, WeightFormat,
 };
 use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights, FORMATS};
 
@@ -149,6 +150,63 @@ fn experts_as_on_the_cpu() {
             let alone =
                 experts.run(cuda, &row(&x, hidden), &row(&logits, count), &row(&out, hidden));
             assert_bits("a row alone", &row(&got, hidden), &alone);
+        }
+    }
+}
+
+#[test]
+fn mixtures_as_on_the_cpu() {
+    let Some(cuda) = tensor_cores() else { return };
+    let random = &mut Random(10);
+    let (int4, int8) = (WeightFormat::Int4 { group: 64 }, WeightFormat::Int8 { group: 64 });
+    for (shared, routed, tokens, count, top_k, hidden, inner) in [
+        (int4, int4, 1, 16, 1, 328, 40),
+        (int4, int4, 6, 20, 2, 64, 24),
+        (int8, int4, 40, 3, 1, 264, 72),
+        (int4, int4, 150, 2, 1, 64, 16),
+    ] {
+        let matrices = |random: &mut Random, format, stack| {
+            [[inner, hidden], [inner, hidden], [hidden, inner]]
+                .map(|[rows, cols]| random.weights(format, stack, rows, cols))
+        };
+        let (shared, routed) = (matrices(random, shared, 1), matrices(random, routed, count));
+        let router = random.weights(WeightFormat::F32, 1, count, hidden);
+        fn run<B: Backend>(
+            backend: &B,
+            x: &[f32],
+            hidden: usize,
+            top_k: usize,
+            [router, shared, routed]: [&[Weights]; 3],
+        ) -> (Vec<u32>, Vec<f32>) {
+            let matrix = |weights: &Weights| backend.matrix(weights.packed()).unwrap();
+            let all: Vec<_> = shared.iter().chain(routed).map(matrix).collect();
+            let [sg, su, sd, rg, ru, rd] = &all[..] else { unreachable!() };
+            let weights = MixtureWeights {
+                router: &matrix(&router[0]),
+                top_k,
+                shared: ExpertWeights { gate: sg, up: su, down: sd },
+                routed: ExpertWeights { gate: rg, up: ru, down: rd },
+            };
+            let x = backend.upload(x, hidden).unwrap();
+            let (mut gate, mut up) = (backend.empty(), backend.empty());
+            let (mut router_logits, mut out) = (backend.empty(), backend.empty());
+            let scratch = FeedForwardScratch {
+                gate: &mut gate,
+                up: &mut up,
+                router_logits: &mut router_logits,
+            };
+            let routing = backend.mixture(&x, weights, scratch, &mut out).unwrap();
+            (backend.routed_experts(&routing).unwrap(), backend.to_host(&out).unwrap())
+        }
+        let x = halves(random, tokens * hidden);
+        let weights = [std::slice::from_ref(&router), &shared, &routed];
+        let (chosen, expected) = run(cpu(), &x, hidden, top_k, weights);
+        let (got_chosen, got) = run(cuda, &x, hidden, top_k, weights);
+        assert_eq!(chosen, got_chosen);
+        assert_close(&format!("{tokens} tokens"), &expected, &got, ROUNDED);
+        for token in [0, tokens - 1] {
+            let alone = run(cuda, &x[token * hidden..][..hidden], hidden, top_k, weights).1;
+            assert_bits("a row alone", &got[token * hidden..][..hidden], &alone);
         }
     }
 }
@@ -304,21 +362,16 @@ fn queries_and_keys_get_their_positions_in_one_launch() {
         let mut on_gpu = cuda.kv_pool(geometry).unwrap();
         cuda.kv_reserve(&mut on_gpu, PageForm::Exact, 3).unwrap();
         let upload = |values: &[f32], cols| cuda.upload(values, cols).unwrap();
-        let (q, k, v) = (upload(&q, width), upload(&k, cols), upload(&v, cols));
+        let (mut q, mut k, mut v) = (upload(&q, width), upload(&k, cols), upload(&v, cols));
         let (rotations, scales) = (upload(&rotations, head_dim), upload(&scales, 1));
-        let positions = Positions {
+        let placement = Placement {
+            head_dim,
             rotations: rotary.then_some(&rotations),
             norm_eps: Some(1e-5),
             scales: (!rotary).then_some(&scales),
         };
-        let mut queries = cuda.empty();
-        cuda.rope_cache([&q, &k, &v], &positions, &mut on_gpu, 1, &slots, &mut queries).unwrap();
-        assert_close(
-            "queries",
-            &cpu().to_host(&q_cpu).unwrap(),
-            &cuda.to_host(&queries).unwrap(),
-            SUMS,
-        );
+        cuda.place([&mut q, &mut k, &mut v], &placement, &mut on_gpu, 1, &slots).unwrap();
+        assert_close("queries", &cpu().to_host(&q_cpu).unwrap(), &cuda.to_host(&q).unwrap(), SUMS);
         for slot in &slots {
             let expected = cpu().kv_read(&pool, slot.page).unwrap();
             let got = cuda.kv_read(&on_gpu, slot.page).unwrap();
@@ -422,8 +475,10 @@ fn shapes_that_do_not_fit_are_errors() {
     let mut x = upload(&[1.0; 12], 6);
     let (y, mut out) = (upload(&[1.0; 12], 6), cuda.empty());
     let weight = cuda.vector(&[1.0; 6]).unwrap();
-    refused("a multiple of 4", cuda.add_norm(&mut x, &y, &weight, 1e-5, &mut out));
     refused("[2, 6]", cuda.add_norm(&mut x, &upload(&[1.0; 6], 6), &weight, 1e-5, &mut out));
+    let (mut wide, narrow) = (upload(&[1.0; 16], 8), upload(&[1.0; 8], 4));
+    refused("[2, 8]", cuda.add_norm(&mut wide, &narrow, &weight, 1e-5, &mut out));
+    cuda.add_norm(&mut x, &y, &weight, 1e-5, &mut out).unwrap();
     let draw = Draw { random: 0, temperature: 0.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
     refused("temperature > 0", cuda.sample(&x, &[draw; 2]).map(drop));
     refused("2 draws", cuda.sample(&x, &[draw; 1]).map(drop));

@@ -1,7 +1,7 @@
 //! Self-attention, with and without position.
 
 use llama4rs_kv_cache::{KvCache, KvStep, LayerKv};
-use llama4rs_tensor::{Backend, Result};
+use llama4rs_tensor::{Backend, Placement, Result};
 
 use crate::workspace::AttentionBuffers;
 
@@ -53,28 +53,27 @@ impl<B: Backend> Attention<B> {
         out: &mut B::Tensor,
     ) -> Result<()> {
         let AttentionBuffers { q, k, v, heads } = buffers;
-        backend.matmul(h, &[&self.q_proj, &self.k_proj, &self.v_proj], &mut [q, k, v])?;
+        backend.matmul(
+            h,
+            &[&self.q_proj, &self.k_proj, &self.v_proj],
+            &mut [&mut *q, &mut *k, &mut *v],
+        )?;
 
         let rotations = match self.position {
             Position::RotaryInChunk => terms.in_chunk.as_ref(),
             Position::RotaryAbsolute => terms.absolute.as_ref(),
             Position::None => None,
         };
-        if let Some(rotations) = rotations {
-            backend.rope(q, rotations, self.head_dim)?;
-            backend.rope(k, rotations, self.head_dim)?;
-            if let Some(eps) = self.qk_norm {
-                backend.head_norm(q, self.head_dim, eps)?;
-                backend.head_norm(k, self.head_dim, eps)?;
-            }
-        } else if let Some(scales) = &terms.query_scales {
-            backend.scale_rows(q, scales)?;
-        }
-
+        let placement = Placement {
+            head_dim: self.head_dim,
+            rotations,
+            norm_eps: self.qk_norm,
+            scales: terms.query_scales.as_ref().filter(|_| rotations.is_none()),
+        };
         let LayerKv { pool, index } = self.kv;
         let scale = (self.head_dim as f32).sqrt().recip();
         let step = step.pool(pool);
-        backend.write_kv(cache.storage_mut(pool), index, &step.slots, k, v)?;
+        backend.place([q, k, v], &placement, cache.storage_mut(pool), index, &step.slots)?;
         if !step.seals.is_empty() {
             backend.kv_seal(cache.storage_mut(pool), index, &step.seals)?;
         }

@@ -16,7 +16,10 @@ pub(crate) struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
-    /// Norm, attention, add; norm, feed forward, add.
+    /// Attention, add, norm; feed forward, add, and the norm that `next` has.
+    ///
+    /// `h` of the workspace is the norm of `x` already: each addition is followed by a norm, which
+    /// devices compute with it.
     pub fn forward(
         &self,
         backend: &B,
@@ -24,15 +27,16 @@ impl<B: Backend> Block<B> {
         step: &KvStep,
         cache: &mut KvCache<B>,
         workspace: &mut Workspace<B>,
+        next: Option<&RmsNorm<B>>,
     ) -> Result<Option<B::Routing>> {
         let Workspace { x, h, delta, attention, feed_forward, .. } = workspace;
-        self.input_layernorm.forward(backend, x, h)?;
         self.self_attn.forward(backend, h, terms, step, cache, attention, delta)?;
-        backend.add(x, delta)?;
-
-        self.post_attention_layernorm.forward(backend, x, h)?;
+        self.post_attention_layernorm.forward_sum(backend, x, delta, h)?;
         let routing = self.feed_forward.forward(backend, h, feed_forward, delta)?;
-        backend.add(x, delta)?;
+        match next {
+            Some(norm) => norm.forward_sum(backend, x, delta, h)?,
+            None => backend.add(x, delta)?,
+        }
         Ok(routing)
     }
 }

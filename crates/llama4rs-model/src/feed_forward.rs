@@ -1,6 +1,6 @@
 //! The feed-forward half of a block: dense SwiGLU, or a mixture of experts.
 
-use llama4rs_tensor::{Backend, ExpertWeights, Result};
+use llama4rs_tensor::{Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Result};
 
 use crate::workspace::FeedForwardBuffers;
 
@@ -13,6 +13,10 @@ pub(crate) struct SwiGlu<B: Backend> {
 }
 
 impl<B: Backend> SwiGlu<B> {
+    fn weights(&self) -> ExpertWeights<'_, B::Matrix> {
+        ExpertWeights { gate: &self.gate_proj, up: &self.up_proj, down: &self.down_proj }
+    }
+
     fn forward(
         &self,
         backend: &B,
@@ -45,13 +49,14 @@ impl<B: Backend> MixtureOfExperts<B> {
         buffers: &mut FeedForwardBuffers<B>,
         out: &mut B::Tensor,
     ) -> Result<B::Routing> {
-        backend.matmul(h, &[&self.router], &mut [&mut buffers.router_logits])?;
-        let routing = backend.route(&buffers.router_logits, self.top_k)?;
-        self.shared_expert.forward(backend, h, buffers, out)?;
-        let SwiGlu { gate_proj, up_proj, down_proj } = &self.experts;
-        let weights = ExpertWeights { gate: gate_proj, up: up_proj, down: down_proj };
-        backend.experts(h, &routing, weights, out)?;
-        Ok(routing)
+        let FeedForwardBuffers { gate, up, router_logits } = buffers;
+        let weights = MixtureWeights {
+            router: &self.router,
+            top_k: self.top_k,
+            shared: self.shared_expert.weights(),
+            routed: self.experts.weights(),
+        };
+        backend.mixture(h, weights, FeedForwardScratch { gate, up, router_logits }, out)
     }
 }
 

@@ -52,13 +52,16 @@ impl<B: VisionBackend> Llama4<B> {
         }
         // Read at the end: a device need not be waited for between its layers.
         let mut routings = Vec::new();
+        if let Some(first) = self.blocks.first() {
+            first.input_layernorm.forward(backend, &workspace.x, &mut workspace.h)?;
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             if observer.before_layer(layer).is_break() {
                 return Err(Error::Interrupted);
             }
-            if let Some(routing) = block.forward(backend, &terms, &step.kv, cache, workspace)? {
-                routings.push((layer, routing));
-            }
+            let next = self.blocks.get(layer + 1).map(|next| &next.input_layernorm);
+            let routing = block.forward(backend, &terms, &step.kv, cache, workspace, next)?;
+            routings.extend(routing.map(|routing| (layer, routing)));
         }
         if !step.logit_rows.is_empty() {
             let Workspace { x, h, selected, logits, .. } = workspace;

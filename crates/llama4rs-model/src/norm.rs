@@ -12,4 +12,15 @@ impl<B: Backend> RmsNorm<B> {
     pub fn forward(&self, backend: &B, x: &B::Tensor, out: &mut B::Tensor) -> Result<()> {
         backend.rms_norm(x, &self.weight, self.eps, out)
     }
+
+    /// `x += delta`, then its norm.
+    pub fn forward_sum(
+        &self,
+        backend: &B,
+        x: &mut B::Tensor,
+        delta: &B::Tensor,
+        out: &mut B::Tensor,
+    ) -> Result<()> {
+        backend.add_norm(x, delta, &self.weight, self.eps, out)
+    }
 }

@@ -24,6 +24,40 @@ pub struct ExpertWeights<'a, M> {
     pub down: &'a M,
 }
 
+/// Where queries and keys stand in their text; see [`Backend::place`].
+pub struct Placement<'a, T> {
+    /// Width of a head.
+    pub head_dim: usize,
+    /// `[rows, head_dim]`: cos, sin of each pair. `None`: no rotation, and no norm.
+    pub rotations: Option<&'a T>,
+    /// The eps of a norm of queries and keys behind the rotation; `None`: no norm.
+    pub norm_eps: Option<f32>,
+    /// `[rows, 1]`: factors of queries.
+    pub scales: Option<&'a T>,
+}
+
+/// A mixture of experts: one shared expert for every row, and routed ones.
+pub struct MixtureWeights<'a, M> {
+    /// `[experts, hidden]`: the logits of the routing.
+    pub router: &'a M,
+    /// Experts of a row.
+    pub top_k: usize,
+    /// One matrix each.
+    pub shared: ExpertWeights<'a, M>,
+    /// A stack each.
+    pub routed: ExpertWeights<'a, M>,
+}
+
+/// Buffers of a feed-forward layer.
+pub struct FeedForwardScratch<'a, T> {
+    /// `[rows, intermediate]`
+    pub gate: &'a mut T,
+    /// `[rows, intermediate]`
+    pub up: &'a mut T,
+    /// `[rows, experts]`
+    pub router_logits: &'a mut T,
+}
+
 /// A device that can run the model.
 ///
 /// Operations return an error on shapes that do not fit and on device failures;
@@ -151,4 +185,84 @@ pub trait Backend: Send + Sync + Sized + 'static {
         weights: ExpertWeights<'_, Self::Matrix>,
         out: &mut Self::Tensor,
     ) -> Result<()>;
+
+    // What follows is made of the operations above. A device may do it in fewer steps.
+
+    /// `x += delta`, then `out` the norm of `x`.
+    fn add_norm(
+        &self,
+        x: &mut Self::Tensor,
+        delta: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.add(x, delta)?;
+        self.rms_norm(x, weight, eps, out)
+    }
+
+    /// Rotates, normalises and scales queries and keys, then stores keys and values at `slots`.
+    fn place(
+        &self,
+        [q, k, v]: [&mut Self::Tensor; 3],
+        placement: &Placement<'_, Self::Tensor>,
+        pool: &mut Self::KvPool,
+        layer: usize,
+        slots: &[Slot],
+    ) -> Result<()> {
+        self.place_in_parts([q, k, v], placement, pool, layer, slots)
+    }
+
+    /// What [`Backend::place`] is made of, for devices that take only some sizes in fewer steps.
+    fn place_in_parts(
+        &self,
+        [q, k, v]: [&mut Self::Tensor; 3],
+        placement: &Placement<'_, Self::Tensor>,
+        pool: &mut Self::KvPool,
+        layer: usize,
+        slots: &[Slot],
+    ) -> Result<()> {
+        if let Some(rotations) = placement.rotations {
+            for x in [&mut *q, &mut *k] {
+                self.rope(x, rotations, placement.head_dim)?;
+                if let Some(eps) = placement.norm_eps {
+                    self.head_norm(x, placement.head_dim, eps)?;
+                }
+            }
+        }
+        if let Some(scales) = placement.scales {
+            self.scale_rows(q, scales)?;
+        }
+        self.write_kv(pool, layer, slots, k, v)
+    }
+
+    /// `out` the shared expert and the routed ones, as [`Backend::experts`] says.
+    fn mixture(
+        &self,
+        x: &Self::Tensor,
+        weights: MixtureWeights<'_, Self::Matrix>,
+        scratch: FeedForwardScratch<'_, Self::Tensor>,
+        out: &mut Self::Tensor,
+    ) -> Result<Self::Routing> {
+        self.mixture_in_parts(x, weights, scratch, out)
+    }
+
+    /// What [`Backend::mixture`] is made of.
+    fn mixture_in_parts(
+        &self,
+        x: &Self::Tensor,
+        weights: MixtureWeights<'_, Self::Matrix>,
+        scratch: FeedForwardScratch<'_, Self::Tensor>,
+        out: &mut Self::Tensor,
+    ) -> Result<Self::Routing> {
+        let MixtureWeights { router, top_k, shared, routed } = weights;
+        let FeedForwardScratch { gate, up, router_logits } = scratch;
+        self.matmul(x, &[router], &mut [router_logits])?;
+        let routing = self.route(router_logits, top_k)?;
+        self.matmul(x, &[shared.gate, shared.up], &mut [gate, up])?;
+        self.swiglu(gate, up)?;
+        self.matmul(gate, &[shared.down], &mut [out])?;
+        self.experts(x, &routing, routed, out)?;
+        Ok(routing)
+    }
 }

@@ -20,7 +20,7 @@ mod mapped;
 mod packed;
 mod vision_backend;
 
-pub use backend::{Backend, ExpertWeights};
+pub use backend::{Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Placement};
 pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
 pub use error::{Error, Result};
 pub use format::WeightFormat;

@@ -1,12 +1,11 @@
 //! What lies between products, in one launch each: `residual_norm.cu`, `rope_cache.cu`, `route.cu`.
 
-use llama4rs_tensor::check::{require, require_heads, require_layer, require_shape};
-use llama4rs_tensor::{PageForm, Result, Slot};
+use llama4rs_tensor::{KvDtype, KvGeometry, Placement, Result, Slot};
 
 use super::kv_pages::words;
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{RESIDUAL_NORM, ROPE_CACHE};
-use crate::kv_pages::{KvPages, PAGE_TOKENS};
+use crate::kv_pages::KvPages;
 use crate::module::{arguments, Structure};
 use crate::tensor::{Tensor, Vector};
 
@@ -20,16 +19,6 @@ pub(crate) struct Norm<'a> {
     pub weight: &'a Vector,
     pub eps: f32,
     pub out: &'a mut Tensor,
-}
-
-/// What happens to queries and keys before attention.
-pub struct Positions<'a> {
-    /// `[rows, head_dim]`: cos, sin of each pair; `None`: no rotation, no norm.
-    pub rotations: Option<&'a Tensor>,
-    /// The norm's eps; `None`: no norm.
-    pub norm_eps: Option<f32>,
-    /// `[rows, 1]`: factors of queries.
-    pub scales: Option<&'a Tensor>,
 }
 
 /// Whether `residual_norm.cu` takes rows of this width.
@@ -85,92 +74,36 @@ impl Cuda {
         self.launch(launch, &all)
     }
 
-    /// `x += y`, and `out` its norm, in one launch.
-    ///
-    /// # Errors
-    /// On shapes that do not fit, widths that are no multiple of 4 or above 16384, and device failures.
-    pub fn add_norm(
+    /// [`llama4rs_tensor::Backend::place`] in one launch, for pools that [suit](suits_place).
+    pub(crate) fn run_place(
         &self,
-        x: &mut Tensor,
-        y: &Tensor,
-        weight: &Vector,
-        eps: f32,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        require_shape("add_norm", y.shape(), x.rows(), x.cols())?;
-        let expected = || format!("a multiple of 4 columns, at most {MOST_WIDTH}");
-        require(is_wide_enough(x.cols()), "add_norm", expected, || x.cols().to_string())?;
-        require_shape("add_norm", (1, weight.0.len()), 1, x.cols())?;
-        self.launch_residual(x, Some(y.address()), None, Some(Norm { weight, eps, out }))
-    }
-
-    /// Rotates, normalises and scales queries and keys as `positions` says, rounds them to bf16, and stores
-    /// keys and values at `slots`: what comes between the projections and [`attend`], in one launch.
-    /// Queries are left in `queries` as bf16 and in single precision.
-    ///
-    /// [`attend`]: llama4rs_tensor::Backend::attend
-    ///
-    /// # Errors
-    /// On shapes that do not fit, heads that are no multiple of 64 wide, pools whose exact pages are not
-    /// plain bf16, and device failures.
-    pub fn rope_cache(
-        &self,
-        [q, k, v]: [&Tensor; 3],
-        positions: &Positions<'_>,
-        pool: &mut KvPages,
+        [q, k, v]: [&mut Tensor; 3],
+        placement: &Placement<'_, Tensor>,
+        pool: &KvPages,
         layer: usize,
         slots: &[Slot],
-        queries: &mut Tensor,
     ) -> Result<()> {
-        let geometry = *pool.geometry();
-        let (rows, head_dim, kv_heads) = (q.rows(), geometry.head_dim, geometry.num_kv_heads);
-        require_layer("rope_cache", &geometry, layer)?;
-        require_heads("rope_cache", q.cols(), head_dim * kv_heads)?;
-        for x in [k, v] {
-            require_shape("rope_cache", x.shape(), rows, kv_heads * head_dim)?;
-        }
-        if let Some(rotations) = positions.rotations {
-            require_shape("rope_cache", rotations.shape(), rows, head_dim)?;
-        }
-        if let Some(scales) = positions.scales {
-            require_shape("rope_cache", scales.shape(), rows, 1)?;
-        }
-        let plain = geometry.dtype.exact_bytes() == 2 && !geometry.dtype.rotates_values();
-        require(
-            plain && head_dim.is_multiple_of(64) && slots.len() == rows,
-            "rope_cache",
-            || format!("{rows} slots in bf16 pages of heads that are a multiple of 64 wide"),
-            || format!("{} slots, {geometry:?}", slots.len()),
-        )?;
-        let stored = |slot: &Slot| {
-            slot.page.form() == PageForm::Exact
-                && pool.has(slot.page)
-                && (slot.offset as usize) < PAGE_TOKENS
-        };
-        let beyond = slots.iter().find(|slot| !stored(slot));
-        let reserved = || "slots in reserved exact pages".to_owned();
-        require(beyond.is_none(), "rope_cache", reserved, || format!("{beyond:?}"))?;
-
+        let (rows, kv_heads) = (q.rows(), pool.geometry().num_kv_heads);
+        let head_dim = placement.head_dim;
         let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
         let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
         let list = self.list(&list)?;
-        queries.resize(&self.gpu, rows, q.cols())?;
         let heads = q.cols() / head_dim;
-        let halves = queries.halves_mut(&self.gpu)?.address();
+        let halves = q.halves_mut(&self.gpu)?.address();
         let all = Structure::default()
             .long(q.address())
             .long(k.address())
             .long(v.address())
-            .long(positions.rotations.map_or(0, Tensor::address))
-            .long(positions.scales.map_or(0, Tensor::address))
-            .long(queries.address())
+            .long(placement.rotations.map_or(0, Tensor::address))
+            .long(placement.scales.map_or(0, Tensor::address))
+            .long(q.address())
             .long(halves)
             .long(list.address())
             .long(list.offset(2 * rows))
             .size(heads)?
             .size(kv_heads)?
             .size(layer)?
-            .word(positions.norm_eps.unwrap_or(-1.0).to_bits());
+            .word(placement.norm_eps.unwrap_or(-1.0).to_bits());
         let launch = Launch {
             source: &ROPE_CACHE,
             kernel: "rope_cache",
@@ -181,4 +114,12 @@ impl Cuda {
         };
         self.launch(launch, &arguments![all])
     }
+}
+
+/// Whether [`Cuda::run_place`] takes the pages of this pool.
+pub(crate) fn suits_place(geometry: &KvGeometry, head_dim: usize) -> bool {
+    geometry.dtype.exact() == KvDtype::Bf16
+        && !geometry.dtype.rotates_values()
+        && geometry.head_dim == head_dim
+        && head_dim.is_multiple_of(64)
 }

@@ -101,13 +101,17 @@ impl Cuda {
             return Ok(());
         }
         let list = self.list(&work.list)?;
+        let halves_out = out.halves_mut(&self.gpu)?.address();
+        out.keep_halves(work.covered == rows);
+        let out = out.address();
         let items_at = work.list.len() - 4 * (work.singles.len() + work.spans.len());
         let arguments = |first_item: usize, parts: u64, splits: usize| -> Result<[Argument; 1]> {
             let fields = Structure::default()
                 .long(halves)
                 .long(list.address())
                 .long(list.offset(items_at + 4 * first_item))
-                .long(out.address())
+                .long(out)
+                .long(halves_out)
                 .long(parts)
                 .size(heads)?
                 .size(kv_heads)?
@@ -116,11 +120,8 @@ impl Cuda {
                 .word((scale * std::f32::consts::LOG2_E).to_bits());
             Ok([fields.argument()?])
         };
-        let constants = [
-            ("HEAD_DIM", head_dim as u32),
-            ("SEALED_PAGES", geometry.dtype.is_quantised() as u32),
-            ("OUT_BF16", 0),
-        ];
+        let constants =
+            [("HEAD_DIM", head_dim as u32), ("SEALED_PAGES", geometry.dtype.is_quantised() as u32)];
         let launch =
             |source: &'static KernelSource, kernel, shared, blocks, threads: usize| Launch {
                 source,

@@ -4,13 +4,15 @@
 //! adds in the same order (`kernels/fragments.cuh`): which one runs is a question
 //! of speed alone.
 
-use llama4rs_tensor::{Error, Result, WeightFormat};
+use llama4rs_tensor::format::PANEL_ROWS;
+use llama4rs_tensor::{Error, ExpertWeights, MixtureWeights, Result, WeightFormat};
 
 use crate::cuda::{Cuda, Launch};
 use crate::fragments::Fragments;
 use crate::kernels::{MATMUL_DECODE, MATMUL_TILE, RESIDUAL_NORM, ROUTE, ROWS};
 use crate::memory::Buffer;
 use crate::module::{arguments, Structure};
+use crate::ops::fused::is_wide_enough;
 use crate::tensor::{Matrix, Routing, Tensor};
 
 /// Matrices of one launch.
@@ -23,8 +25,8 @@ const SLICES: usize = 4;
 const SPAN: usize = 8;
 /// Experts that `route.cu` has room for.
 pub(crate) const MOST_EXPERTS: usize = 256;
-/// The widest rows of `residual_norm.cu`.
-const MOST_WIDTH: usize = 16384;
+/// Inputs of a split of `router_parts`.
+const ROUTER_INPUTS: usize = 256;
 
 /// What becomes of a product; the numbers are those of `matmul.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub(crate) struct Job<'a> {
     pub out: u64,
     /// Whether rows go to the experts of the stack that [`Input::routed`] says.
     pub routed: bool,
+    /// The row of [`Input::x`] with which its rows begin.
+    pub first_row: usize,
 }
 
 /// The rows of a launch.
@@ -148,6 +152,21 @@ impl Shape {
     }
 }
 
+/// Whether [`Cuda::run_mixture`] takes these weights.
+pub(crate) fn fits_mixture(weights: &MixtureWeights<'_, Matrix>) -> bool {
+    let MixtureWeights { router, shared, routed, .. } = weights;
+    let in_fragments = |all: &ExpertWeights<'_, Matrix>| {
+        all.gate.format == all.up.format
+            && [all.gate, all.up, all.down].iter().all(|matrix| matrix.fragments.is_some())
+    };
+    router.format == WeightFormat::F32
+        && router.rows <= MOST_EXPERTS
+        && is_wide_enough(routed.gate.cols)
+        && in_fragments(shared)
+        && in_fragments(routed)
+        && (shared.gate.rows, shared.gate.cols) == (routed.gate.rows, routed.gate.cols)
+}
+
 impl Cuda {
     /// The kernel for `rows` rows and matrices of `outputs` outputs in total.
     fn shape_for(&self, rows: usize, outputs: usize, format: WeightFormat) -> Shape {
@@ -235,7 +254,13 @@ impl Cuda {
             let jobs: Vec<Job> = weights[part.clone()]
                 .iter()
                 .zip(&outs[part])
-                .map(|(weights, out)| Job { weights, up: None, out: out.address(), routed: false })
+                .map(|(weights, out)| Job {
+                    weights,
+                    up: None,
+                    out: out.address(),
+                    routed: false,
+                    first_row: 0,
+                })
                 .collect();
             self.launch_products(shape, &input, &jobs, Finish::F32)?;
             first += count;
@@ -314,6 +339,137 @@ impl Cuda {
         Ok(())
     }
 
+    /// [`llama4rs_tensor::Backend::mixture`] in six launches, where [it can](fits_mixture).
+    pub(crate) fn run_mixture(
+        &self,
+        x: &Tensor,
+        weights: &MixtureWeights<'_, Matrix>,
+        out: &mut Tensor,
+    ) -> Result<Routing> {
+        let MixtureWeights { router, top_k, ref shared, ref routed } = *weights;
+        let (rows, hidden, inner) = (x.rows(), routed.gate.cols, routed.gate.rows);
+        let formats = [routed.gate.format, routed.down.format];
+        let (routing, tiles) = self.run_router(x, router, top_k, &formats)?;
+        let assignments = rows * top_k;
+        let mut scratch = None;
+        let halves = self.halves_of(x, &mut scratch)?.address();
+        let room = (rows + assignments) * inner;
+        let inners = Buffer::<u16>::new(&self.gpu, room, "rows of experts")?;
+        let by_expert = |divisor, weights| Some(Routed { tiles: &tiles, divisor, weights });
+        let input = Input {
+            x: halves,
+            rows,
+            cols: hidden,
+            routed: by_expert(top_k, Some(&routing.weights)),
+        };
+        let jobs = [
+            gated(shared, inners.address(), false),
+            gated(routed, inners.offset(rows * inner), true),
+        ];
+        self.launch_together(tiles.shape, &input, jobs, Finish::SwiGlu)?;
+
+        out.resize(&self.gpu, rows, hidden)?;
+        let expert_rows = Buffer::<f32>::new(&self.gpu, assignments * hidden, "rows of experts")?;
+        let input = Input { x: inners.address(), rows, cols: inner, routed: by_expert(1, None) };
+        let down =
+            |weights, out, first_row, routed| Job { weights, up: None, out, routed, first_row };
+        let jobs = [
+            down(shared.down, out.address(), 0, false),
+            down(routed.down, expert_rows.address(), rows, true),
+        ];
+        self.launch_together(tiles.shape, &input, jobs, Finish::F32)?;
+        self.launch_residual(out, None, Some((expert_rows.address(), top_k)), None)?;
+        Ok(routing)
+    }
+
+    /// A dense and a routed job, in one launch where they have a format and a kernel in common.
+    fn launch_together(
+        &self,
+        routed_shape: Shape,
+        input: &Input<'_>,
+        [dense, routed]: [Job<'_>; 2],
+        finish: Finish,
+    ) -> Result<()> {
+        let outputs = dense.weights.rows * if finish == Finish::SwiGlu { 2 } else { 1 };
+        let shape = match self.shape_for(input.rows, outputs, dense.weights.format) {
+            Shape::Split64 if finish == Finish::SwiGlu => Shape::Tile32,
+            shape => shape,
+        };
+        if shape == routed_shape && dense.weights.format == routed.weights.format {
+            return self.launch_products(shape, input, &[dense, routed], finish);
+        }
+        self.launch_products(shape, input, &[dense], finish)?;
+        self.launch_products(routed_shape, input, &[routed], finish)
+    }
+
+    /// Logits, choices and tiles of a router in f32 panels.
+    fn run_router(
+        &self,
+        x: &Tensor,
+        router: &Matrix,
+        top_k: usize,
+        formats: &[WeightFormat],
+    ) -> Result<(Routing, TokenTiles)> {
+        let (rows, num_experts) = (x.rows(), router.rows);
+        let assignments = rows * top_k;
+        let splits = router.cols.div_ceil(ROUTER_INPUTS);
+        let parts = Buffer::<f32>::new(&self.gpu, splits * rows * num_experts, "routing")?;
+        let logits = Buffer::<f32>::new(&self.gpu, rows * num_experts, "routing")?;
+        let experts = Buffer::new(&self.gpu, assignments, "routing")?;
+        let weights = Buffer::new(&self.gpu, assignments, "routing")?;
+        let tiles = self.room_for_tiles(assignments, num_experts, formats)?;
+        let launch = |kernel, blocks, threads| Launch {
+            source: &ROUTE,
+            kernel,
+            constants: &[],
+            shared: 0,
+            blocks,
+            threads,
+        };
+        let panel_floats = router.panel_bytes() / 4;
+        let all = arguments![
+            x.address(),
+            &router.panels,
+            &parts,
+            rows,
+            router.cols,
+            num_experts,
+            panel_floats
+        ];
+        let blocks = [num_experts.div_ceil(PANEL_ROWS), splits, rows.div_ceil(4)];
+        self.launch(launch("router_parts", blocks, 128), &all)?;
+        let all = arguments![
+            &parts,
+            &logits,
+            splits,
+            &experts,
+            &weights,
+            &tiles.order,
+            &tiles.table,
+            &tiles.count,
+            rows,
+            num_experts,
+            top_k,
+            tiles.shape.tokens()
+        ];
+        self.launch(launch("route", [1, 1, 1], 1024), &all)?;
+        Ok((Routing { rows, top_k, num_experts, experts, weights }, tiles))
+    }
+
+    fn room_for_tiles(
+        &self,
+        assignments: usize,
+        num_experts: usize,
+        formats: &[WeightFormat],
+    ) -> Result<TokenTiles> {
+        let shape = self.expert_shape_for(assignments, num_experts, formats);
+        let most = num_experts.min(assignments) + assignments / shape.tokens();
+        let table = Buffer::new(&self.gpu, 4 * most, "routing")?;
+        let count = Buffer::new(&self.gpu, 1, "routing")?;
+        let order = Buffer::new(&self.gpu, assignments, "routing")?;
+        Ok(TokenTiles { table, count, order, most, shape })
+    }
+
     /// Sorts a routing's assignments into tiles for the kernel that suits them.
     fn token_tiles(&self, routing: &Routing, formats: &[WeightFormat]) -> Result<TokenTiles> {
         let Routing { rows, top_k, num_experts, ref experts, .. } = *routing;
@@ -322,11 +478,8 @@ impl Cuda {
             return Err(Error::shape("experts", most, num_experts));
         }
         let assignments = rows * top_k;
-        let shape = self.expert_shape_for(assignments, num_experts, formats);
-        let most = num_experts.min(assignments) + assignments / shape.tokens();
-        let table = Buffer::new(&self.gpu, 4 * most, "routing")?;
-        let count = Buffer::new(&self.gpu, 1, "routing")?;
-        let order = Buffer::new(&self.gpu, assignments, "routing")?;
+        let tiles = self.room_for_tiles(assignments, num_experts, formats)?;
+        let TokenTiles { table, count, order, shape, .. } = &tiles;
         let launch = Launch {
             source: &ROUTE,
             kernel: "token_tiles",
@@ -336,9 +489,9 @@ impl Cuda {
             threads: 1024,
         };
         let tokens = shape.tokens();
-        let all = arguments![experts, &order, &table, &count, assignments, num_experts, tokens];
+        let all = arguments![experts, order, table, count, assignments, num_experts, tokens];
         self.launch(launch, &all)?;
-        Ok(TokenTiles { table, count, order, most, shape })
+        Ok(tiles)
     }
 
     /// `out += Σ experts`, as [`llama4rs_tensor::Backend::experts`] says, for stacks in fragment order.
@@ -350,9 +503,8 @@ impl Cuda {
         out: &mut Tensor,
     ) -> Result<()> {
         let hidden = gate.cols;
-        if !hidden.is_multiple_of(4) || hidden > MOST_WIDTH {
-            let expected = format!("a multiple of 4 inputs, at most {MOST_WIDTH}");
-            return Err(Error::shape("experts", expected, hidden));
+        if !is_wide_enough(hidden) {
+            return Err(Error::shape("experts", "at most 16384 inputs", hidden));
         }
         let assignments = routing.rows * routing.top_k;
         let tiles = self.token_tiles(routing, &[gate.format, up.format, down.format])?;
@@ -368,7 +520,13 @@ impl Cuda {
             "rows of experts",
         )?;
         if gate.format == up.format {
-            let job = Job { weights: gate, up: Some(up), out: inner.address(), routed: true };
+            let job = Job {
+                weights: gate,
+                up: Some(up),
+                out: inner.address(),
+                routed: true,
+                first_row: 0,
+            };
             self.launch_products(tiles.shape, &input, &[job], Finish::SwiGlu)?;
         } else {
             self.swiglu_apart(&tiles, &input, [gate, up], &inner)?;
@@ -377,7 +535,7 @@ impl Cuda {
         let input =
             Input { x: inner.address(), rows: assignments, cols: down.cols, routed: Some(routed) };
         let rows = Buffer::<f32>::new(&self.gpu, assignments * hidden, "rows of experts")?;
-        let job = Job { weights: down, up: None, out: rows.address(), routed: true };
+        let job = Job { weights: down, up: None, out: rows.address(), routed: true, first_row: 0 };
         self.launch_products(tiles.shape, &input, &[job], Finish::F32)?;
         let routed = Some((rows.address(), routing.top_k));
         self.launch_residual(out, None, routed, None)
@@ -395,7 +553,7 @@ impl Cuda {
         let room = || Buffer::<f32>::new(&self.gpu, count, "rows of experts");
         let rows = [room()?, room()?];
         for (weights, out) in matrices.into_iter().zip(&rows) {
-            let job = Job { weights, up: None, out: out.address(), routed: true };
+            let job = Job { weights, up: None, out: out.address(), routed: true, first_row: 0 };
             self.launch_products(tiles.shape, input, &[job], Finish::F32)?;
         }
         let launch = |source, kernel, constants, blocks: usize| Launch {
@@ -411,6 +569,11 @@ impl Cuda {
         let all = arguments![inner, &rows[0], (count / 4) as u64];
         self.launch(launch(&RESIDUAL_NORM, "to_bf16", &[("WIDTH", 4)], count / 4), &all)
     }
+}
+
+/// Gate and up of experts, as one job.
+fn gated<'a>(weights: &ExpertWeights<'a, Matrix>, out: u64, routed: bool) -> Job<'a> {
+    Job { weights: weights.gate, up: Some(weights.up), out, routed, first_row: 0 }
 }
 
 /// The fields of a `MatmulJob` whose first block is `first_block`.
@@ -433,6 +596,6 @@ fn job_fields(fields: Structure, job: &Job<'_>, out: u64, first_block: usize) ->
         .long(strides[1] as u64)
         .size(job.weights.rows)?
         .size(first_block)?
-        .size(job.routed as usize)
-        .map(|fields| fields.word(0))
+        .size(job.routed as usize)?
+        .size(job.first_row)
 }
