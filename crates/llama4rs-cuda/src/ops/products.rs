@@ -339,7 +339,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// [`llama4rs_tensor::Backend::mixture`] in six launches, where [it can](fits_mixture).
+    /// [`llama4rs_tensor::Backend::mixture`] in five launches or a few more, where [it can](fits_mixture).
     pub(crate) fn run_mixture(
         &self,
         x: &Tensor,
