@@ -1,8 +1,8 @@
 """Prefill and decode speed of a model beside the limits of the machine, measured in the same run.
 
     python benches/end_to_end.py MODEL... [--peer FILE.gguf] [--threads N] [--cores 2,3] [--runs 5]
-                                 [--tests prefill-512,decode] [--depth 8000,32000] [--startup]
-                                 [--json FILE] [--note TEXT]
+                                 [--tests prefill-512,decode] [--depth 8000,32000] [--kv int8]
+                                 [--kv-dir DIR] [--startup] [--json FILE] [--note TEXT]
 
 MODEL is a directory made by `llama4rs synth`; several (other formats of the same shape) and the
 peer take turns. Every run measures the limits just before: what the threads read from memory in
@@ -10,7 +10,9 @@ large pages, and their integer dot products, with which all of these engines com
 a decode step is the longer one of the times to read its weights, keys and values and to do its
 operations; that of a prompt is its operations, attention left out. Figures are medians with minimum
 and maximum; shares of the limit are computed run by run. --json adds to a list of reports, after
-each test. --depth adds decoding behind long prompts, --startup start and memory (`startup.py`).
+each test. --depth adds decoding behind long prompts, whose keys and values --kv-dir keeps from one
+run to the next (the peer's stay in files beside its model). --startup adds start and memory
+(`startup.py`).
 
 --cpu-time counts the processor time of one thread, and the limits are the best rounds of each run,
 the median of all runs: what others take of the processor does not count then, what they take of
@@ -125,9 +127,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def measure(
     test: Test, engines: Sequence[Measured], threads: int, runs: int, cpu_time: bool
 ) -> list[dict[str, Any]]:
-    """Runs one test in turns on all engines that take its prompt."""
+    """Runs one test in turns on all engines."""
     rng = np.random.default_rng(0)
-    engines = [engine for engine in engines if test.prompt <= engine.longest_prompt]
     for engine in engines:  # page in the weights, grow the buffers
         print(f"{test.name}: {engine.name} gets ready   ", end="\r", flush=True)
         test.begin(engine, runs)
@@ -227,6 +228,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tests", default=",".join(names), help="some of " + ", ".join(names))
     parser.add_argument("--depth", type=numbers, default=[], help="tokens before decoding")
+    parser.add_argument("--kv", help="format of our keys and values, such as int8")
+    parser.add_argument("--kv-dir", type=Path, metavar="DIR", help="keeps long prompts")
     parser.add_argument("--startup", action="store_true", help="measure start and memory")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--cpu-time", action="store_true", help="for one thread on a busy machine")
@@ -238,6 +241,8 @@ def parse_arguments() -> argparse.Namespace:
     if unknown := set(wanted) - set(names):
         parser.error(f"--tests takes some of {', '.join(names)}, not {', '.join(unknown)}")
     arguments.tests = [test for test in TESTS if test.name in wanted]
+    if arguments.kv_dir and arguments.tests:
+        parser.error("--kv-dir would answer the other tests from memory: add --tests ''")
     arguments.tests += [depth_test(depth) for depth in arguments.depth]
     return arguments
 
@@ -251,7 +256,9 @@ def main() -> None:
     tests, threads, runs = arguments.tests, arguments.threads, arguments.runs
     lengths = [test.sequences * (test.prompt + test.steps * (runs + 1) + 2) for test in tests]
     context = max(lengths, default=startup.CONTEXT)
-    engines: list[Measured] = [Llama4rs(path, threads, context, clock) for path in arguments.models]
+    options = {"kv_cache": arguments.kv, "kv_dir": arguments.kv_dir}
+    ours = [Llama4rs(path, threads, context, clock, **options) for path in arguments.models]
+    engines: list[Measured] = [*ours]
     versions = {"llama4rs": llama4rs.__version__}
     if arguments.peer:
         peer = LlamaCpp(arguments.peer, engines[0].config, threads, context, clock)
@@ -268,6 +275,7 @@ def main() -> None:
         "instruction_set": cpu_features()["instruction_set"],
         "system": platform.system(),
         "note": arguments.note,
+        "kv_cache": ours[0].engine.summary()["kv_cache"],
         "clock": "processor time" if arguments.cpu_time else "wall time",
         "versions": versions,
         "operations_per_prompt_token": operations_per_token(engines[0].config),
