@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -335,50 +334,6 @@ def test_chat_stream(llm: Llama4) -> None:
 def test_stream_takes_one_prompt(llm: Llama4) -> None:
     with pytest.raises(RequestError, match="one stream for each"):
         llm.stream(["a", "b"])  # type: ignore[arg-type]
-
-
-def test_astream(llm: Llama4) -> None:
-    async def read() -> str:
-        stream = llm.astream("\n", temperature=0)
-        text = "".join([piece async for piece in stream])
-        assert stream.output.text == text
-        return text
-
-    async def both() -> list[str]:
-        return list(await asyncio.gather(read(), read()))
-
-    assert asyncio.run(both()) == [SCRIPT, SCRIPT]
-
-
-def test_cancelling_a_task_cancels_its_request(llm: Llama4) -> None:
-    streams = []
-
-    async def read_on() -> None:
-        stream = llm.astream("\n", temperature=0, ignore_eos=True, max_tokens=MAX_CONTEXT)
-        streams.append(stream)
-        async for _ in stream:
-            pass
-
-    async def cancel_it() -> None:
-        task = asyncio.create_task(read_on())
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel_it())
-    assert streams[0].output.finish_reason == "cancelled"
-    assert llm.generate("\n", temperature=0).text == SCRIPT
-
-
-def test_leaving_an_async_stream(llm: Llama4) -> None:
-    async def first() -> str:
-        async with llm.astream("\n", temperature=0) as stream:
-            piece = await anext(stream)
-        assert stream.output.finish_reason == "cancelled"
-        return piece
-
-    assert asyncio.run(first()) == "a"
 
 
 # ------------------------------------------------------------------------------------ interrupts

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from .llm import Llama4
+from .streaming import AsyncTextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .encoding import Tools
-    from .images import ImageSource
+    from .options import BatchOptions, ChatOptions, GenerateOptions, PromptOptions
     from .outputs import Output
     from .prompts import Batch, Message, Prompt
-    from .sampling import SamplingOptions, SamplingParams
-    from .streaming import AsyncTextStream, TextStream
+    from .sampling import SamplingParams
+    from .streaming import TextStream
 
 __all__ = ["astream", "chat", "default_model", "generate", "stream"]
 
@@ -39,29 +39,13 @@ def default_model() -> Llama4:
 
 @overload
 def generate(
-    prompt: Prompt,
-    params: SamplingParams | None = None,
-    *,
-    tools: Tools | None = None,
-    images: Sequence[ImageSource] | None = None,
-    parse_special: bool = True,
-    skip_special: bool = True,
-    progress: bool = False,
-    **options: Unpack[SamplingOptions],
+    prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[GenerateOptions]
 ) -> Output: ...
 
 
 @overload
 def generate(
-    prompt: Batch,
-    params: SamplingParams | None = None,
-    *,
-    tools: Tools | None = None,
-    images: Sequence[Sequence[ImageSource] | None] | None = None,
-    parse_special: bool = True,
-    skip_special: bool = True,
-    progress: bool = False,
-    **options: Unpack[SamplingOptions],
+    prompt: Batch, params: SamplingParams | None = None, **options: Unpack[BatchOptions]
 ) -> list[Output]: ...
 
 
@@ -77,14 +61,7 @@ def generate(prompt: Any, params: SamplingParams | None = None, **options: Any) 
 
 
 def stream(
-    prompt: Prompt,
-    params: SamplingParams | None = None,
-    *,
-    tools: Tools | None = None,
-    images: Sequence[ImageSource] | None = None,
-    parse_special: bool = True,
-    skip_special: bool = True,
-    **options: Unpack[SamplingOptions],
+    prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[PromptOptions]
 ) -> TextStream:
     """`Llama4.stream` of the demo model.
 
@@ -94,46 +71,20 @@ def stream(
         >>> for piece in llama4rs.stream("Once upon a time", max_tokens=5):
         ...     text += piece  # or print(piece, end="", flush=True)
     """
-    return default_model().stream(
-        prompt,
-        params,
-        tools=tools,
-        images=images,
-        parse_special=parse_special,
-        skip_special=skip_special,
-        **options,
-    )
+    return default_model().stream(prompt, params, **options)
 
 
 def astream(
-    prompt: Prompt,
-    params: SamplingParams | None = None,
-    *,
-    tools: Tools | None = None,
-    images: Sequence[ImageSource] | None = None,
-    parse_special: bool = True,
-    skip_special: bool = True,
-    **options: Unpack[SamplingOptions],
+    prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[PromptOptions]
 ) -> AsyncTextStream:
     """`Llama4.astream` of the demo model."""
-    return default_model().astream(
-        prompt,
-        params,
-        tools=tools,
-        images=images,
-        parse_special=parse_special,
-        skip_special=skip_special,
-        **options,
-    )
+    return AsyncTextStream(lambda: stream(prompt, params, **options))
 
 
 def chat(
     messages: str | Sequence[Message],
     params: SamplingParams | None = None,
-    *,
-    tools: Tools | None = None,
-    images: Sequence[ImageSource] | None = None,
-    **options: Unpack[SamplingOptions],
+    **options: Unpack[ChatOptions],
 ) -> Output:
     """`Llama4.chat` of the demo model.
 
@@ -142,4 +93,4 @@ def chat(
         >>> llama4rs.chat("Tell me a story.", max_tokens=5).message["role"]
         'assistant'
     """
-    return default_model().chat(messages, params, tools=tools, images=images, **options)
+    return default_model().chat(messages, params, **options)

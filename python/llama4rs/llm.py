@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplate
     from .encoding import EncodedPrompt, Tools
     from .images import ImagePlan, ImageSource
+    from .options import BatchOptions, ChatOptions, GenerateOptions, PromptOptions
     from .outputs import Output
     from .plan import Plan
     from .sampling import SamplingOptions
@@ -218,13 +219,7 @@ class Llama4:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        images: Sequence[ImageSource] | None = None,
-        parse_special: bool = True,
-        skip_special: bool = True,
-        progress: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[GenerateOptions],
     ) -> Output: ...
 
     @overload
@@ -232,13 +227,7 @@ class Llama4:
         self,
         prompt: Batch,
         params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        images: Sequence[Sequence[ImageSource] | None] | None = None,
-        parse_special: bool = True,
-        skip_special: bool = True,
-        progress: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[BatchOptions],
     ) -> list[Output]: ...
 
     def generate(
@@ -362,14 +351,10 @@ class Llama4:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        images: Sequence[ImageSource] | None = None,
-        parse_special: bool = True,
-        skip_special: bool = True,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[PromptOptions],
     ) -> AsyncTextStream:
-        """As `stream`, for ``async for``. Cancelling the task cancels the request.
+        """As `stream`, for ``async for``. The prompt is encoded and queued, and its errors come,
+        with the first piece. Cancelling the task cancels the request.
 
         Example:
             >>> import asyncio, llama4rs
@@ -378,17 +363,26 @@ class Llama4:
             ...     return "".join([piece async for piece in pieces])
             >>> text = asyncio.run(story())
         """
-        return AsyncTextStream(
-            self.stream(
-                prompt,
-                params,
-                tools=tools,
-                images=images,
-                parse_special=parse_special,
-                skip_special=skip_special,
-                **options,
-            )
-        )
+        return AsyncTextStream(lambda: self.stream(prompt, params, **options))
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Output:
+        """As `generate`, for ``await`` and one prompt; tasks that run side by side share the
+        computing steps. Cancelling the task cancels the request.
+
+        Example:
+            >>> import asyncio, llama4rs
+            >>> async def both() -> list[llama4rs.Output]:
+            ...     llm = llama4rs.Llama4()
+            ...     prompts = ("Once upon a time", "One day")
+            ...     return await asyncio.gather(*(llm.agenerate(p, max_tokens=6) for p in prompts))
+            >>> one, two = asyncio.run(both())
+        """
+        return await self.astream(prompt, params, **options).result()
 
     def chat(
         self,
@@ -445,6 +439,24 @@ class Llama4:
             True
         """
         return self.stream(conversation(messages, images), params, tools=tools, **options)
+
+    def achat_stream(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream:
+        """As `chat_stream`, for ``async for``; see `astream`."""
+        return AsyncTextStream(lambda: self.chat_stream(messages, params, **options))
+
+    async def achat(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Output:
+        """As `chat`, for ``await``; see `agenerate`."""
+        return await self.achat_stream(messages, params, **options).result()
 
     def logits(
         self, prompt: Prompt, *, images: Sequence[ImageSource] | None = None

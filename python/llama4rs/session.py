@@ -20,7 +20,7 @@ from .planning.shape import read_shape
 from .progress import Progress, progress_bar
 from .prompts import is_conversation, plain_prompt
 from .session_files import SessionFiles, SessionInfo, SessionState, check_name
-from .streaming import TextStream
+from .streaming import AsyncTextStream, TextStream, in_thread
 from .summary import byte_count
 
 if TYPE_CHECKING:
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Unpack
 
+    from ._llama4rs import Request
     from .encoding import Tools
     from .images import ImageSource
     from .llm import Llama4
+    from .options import ChatOptions, SessionOptions
     from .prompts import Message, Prompt
     from .sampling import SamplingOptions, SamplingParams
 
@@ -97,13 +99,22 @@ class Session:
         Raises:
             As `Llama4.generate`. `SessionError` while another call is running.
         """
-        with self._alone(), progress_bar(progress) as report:
-            addition = self._addition(piece, images, tools, parse_special)
-            if addition.tokens:
-                self._compute(addition.state, report)
-            self._state = addition.state
-        self._check_room()
-        return addition.tokens
+        return self._append(piece, images, tools, parse_special, progress, _Interruption())
+
+    async def aappend(
+        self,
+        piece: Prompt,
+        *,
+        images: Sequence[ImageSource] | None = None,
+        tools: Tools | None = None,
+        parse_special: bool = True,
+        progress: Progress | bool = False,
+    ) -> int:
+        """As `append`, for ``await``. Cancelling the task leaves the session as it was; it ends
+        when the computing step that is running has ended, and the session is free then."""
+        interruption = _Interruption()
+        arguments = (piece, images, tools, parse_special, progress, interruption)
+        return await in_thread(lambda: self._append(*arguments), interruption.set)
 
     def generate(
         self,
@@ -157,6 +168,35 @@ class Session:
             addition = self._addition(prompt, images, None, parse_special)
             return self._stream(addition, params, skip_special)
 
+    def astream(
+        self,
+        prompt: Prompt = "",
+        params: SamplingParams | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> AsyncTextStream:
+        """As `stream`, for ``async for``; see `Llama4.astream`. The session is busy from the first
+        piece on. Cancelling the task that waits for a piece leaves the session as it was, and free
+        at once.
+
+        Example:
+            >>> import asyncio, llama4rs
+            >>> async def story() -> str:
+            ...     book = llama4rs.Llama4().session("book")
+            ...     await book.aappend("Once upon a time there was a little dog.")
+            ...     return "".join([piece async for piece in book.astream(" He", max_tokens=6)])
+            >>> text = asyncio.run(story())
+        """
+        return AsyncTextStream(lambda: self.stream(prompt, params, **options))
+
+    async def agenerate(
+        self,
+        prompt: Prompt = "",
+        params: SamplingParams | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> Output:
+        """As `generate`, for ``await``. Cancelling the task leaves the session as it was."""
+        return await self.astream(prompt, params, **options).result()
+
     def chat(
         self,
         messages: str | Sequence[Message],
@@ -198,6 +238,24 @@ class Session:
         with self._begun():
             addition = self._message_addition(conversation(messages, images), tools, answer=True)
             return self._stream(addition, params, skip_special=True)
+
+    def achat_stream(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream:
+        """As `chat_stream`, for ``async for``; see `astream`."""
+        return AsyncTextStream(lambda: self.chat_stream(messages, params, **options))
+
+    async def achat(
+        self,
+        messages: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Output:
+        """As `chat`, for ``await``. Cancelling the task leaves the session as it was."""
+        return await self.achat_stream(messages, params, **options).result()
 
     # ------------------------------------------------------------------------------- the session
 
@@ -278,6 +336,23 @@ class Session:
             self._busy.release()
             raise
 
+    def _append(
+        self,
+        piece: Prompt,
+        images: Sequence[ImageSource] | None,
+        tools: Tools | None,
+        parse_special: bool,
+        progress: Progress | bool,
+        interruption: _Interruption,
+    ) -> int:
+        with self._alone(), progress_bar(progress) as report:
+            addition = self._addition(piece, images, tools, parse_special)
+            if addition.tokens:
+                self._compute(addition.state, report, interruption)
+            self._state = addition.state
+        self._check_room()
+        return addition.tokens
+
     def _addition(
         self,
         piece: Prompt,
@@ -347,11 +422,14 @@ class Session:
             state.features.append(encoded.image_features)
         return _Addition(state, len(encoded.token_ids))
 
-    def _compute(self, state: SessionState, report: Progress | None) -> None:
+    def _compute(
+        self, state: SessionState, report: Progress | None, interruption: _Interruption
+    ) -> None:
         """Reads all tokens; those whose keys and values are known take no time."""
         engine = self._llm._engine
         with option_errors():
             request = engine.submit(state.token_ids, max_tokens=0, image_features=_features(state))
+        interruption.begin(request)
         try:
             while (event := request.next()) is not None:
                 if report is not None:
@@ -359,6 +437,8 @@ class Session:
         except BaseException:
             request.cancel()
             raise
+        if request.finish_reason == "cancelled":
+            raise SessionError(f"an addition to the session {self.name!r} was cancelled")
 
     def _stream(
         self, addition: _Addition, params: SamplingParams, skip_special: bool
@@ -393,7 +473,7 @@ class Session:
             f"the session {self.name!r} has {byte_count(need)} of keys and values, and "
             f"prefix_cache_bytes keeps {byte_count(llm._prefix_cache_bytes)}: the rest is computed "
             "again with every call; open the model with a larger prefix_cache_bytes or with kv_dir",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -407,7 +487,7 @@ class SessionStream(TextStream):
         settle: Callable[[Output | None], None],
     ) -> None:
         super().__init__(generation, finish)
-        self._settle: Callable[[Output | None], None] | None = settle
+        self._settle = [settle]  # until it was called
 
     def __next__(self) -> str:
         try:
@@ -419,20 +499,43 @@ class SessionStream(TextStream):
             self._end(None)
             raise
 
+    def drop(self) -> None:
+        """Ends the request soon; the session stays as it was, and is free at once."""
+        self._end(None)
+        super().drop()
+
     def close(self) -> None:
         """Ends the request now; the session grows by what there is so far."""
         super().close()
         self._end(self.output)
 
-    def abandon(self) -> None:
-        """Ends the request now; the session stays as it was."""
-        self._end(None)
-        super().close()
-
     def _end(self, output: Output | None) -> None:
-        settle, self._settle = self._settle, None
-        if settle is not None:
-            settle(output)
+        try:
+            settle = self._settle.pop()  # one of two threads has it
+        except IndexError:
+            return
+        settle(output)
+
+
+class _Interruption:
+    """Cancels a request from another thread, also one that has not begun."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._request: Request | None = None
+        self._is_set = False
+
+    def begin(self, request: Request) -> None:
+        with self._lock:
+            self._request = request
+            if self._is_set:
+                request.cancel()
+
+    def set(self) -> None:
+        with self._lock:
+            self._is_set = True
+            if self._request is not None:
+                self._request.cancel()
 
 
 class _Addition:
@@ -492,6 +595,7 @@ def _drained(stream: SessionStream) -> Output:
         for _ in stream:
             pass
     except BaseException:
-        stream.abandon()
+        stream.drop()
+        stream.close()
         raise
     return stream.output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .generation import Generation
     from .outputs import Output
 
-__all__ = ["AsyncTextStream", "TextStream"]
+__all__ = ["AsyncTextStream", "TextStream", "in_thread"]
+
+Result = TypeVar("Result")
 
 
 class TextStream(Iterator[str]):
@@ -68,6 +70,11 @@ class TextStream(Iterator[str]):
         """Prompt tokens processed so far."""
         return self._generation.prefilled
 
+    def drop(self) -> None:
+        """Ends the request soon, from any thread and without waiting; what it made is not
+        wanted."""
+        self._generation.interrupt()
+
     def close(self) -> None:
         """Ends the request now, with ``finish_reason`` ``"cancelled"``, and frees its memory. Does
         nothing when it has finished."""
@@ -94,8 +101,9 @@ class TextStream(Iterator[str]):
 
 
 class AsyncTextStream(AsyncIterator[str]):
-    """A `TextStream` for ``async for``; the computing happens in a thread, so the event loop stays
-    free. Cancelling the task that waits for a piece cancels the request.
+    """A `TextStream` for ``async for``. Encoding the prompt and computing happen in threads, so the
+    event loop stays free; errors in the prompt come with the first piece. Cancelling the task that
+    waits for a piece cancels the request.
 
     Example:
         >>> import asyncio, llama4rs
@@ -105,35 +113,35 @@ class AsyncTextStream(AsyncIterator[str]):
         >>> text = asyncio.run(story())
     """
 
-    def __init__(self, stream: TextStream) -> None:
-        self._stream = stream
+    def __init__(self, open_stream: Callable[[], TextStream]) -> None:
+        self._open = open_stream
+        self._stream: TextStream | None = None
+        self._lock = threading.Lock()  # one thread opens, the others wait for it
 
     async def __anext__(self) -> str:
-        import asyncio  # a fifth of the time that `import llama4rs` would take
-
-        loop = asyncio.get_running_loop()
-        try:
-            # An exception of type StopIteration cannot cross a future: end with None.
-            piece = await loop.run_in_executor(None, next, self._stream, None)
-        except asyncio.CancelledError:
-            loop.run_in_executor(None, self._stream.close)
-            raise
+        # An exception of type StopIteration cannot cross a future: end with None.
+        piece = await self._in_thread(lambda: next(self._opened(), None))
         if piece is None:
             raise StopAsyncIteration
         return piece
 
     @property
     def output(self) -> Output:
-        """As `TextStream.output`."""
-        return self._stream.output
+        """As `TextStream.output`. Before the first piece was asked for, this opens the stream."""
+        return self._opened().output
+
+    async def result(self) -> Output:
+        """Reads to the end; returns the result."""
+        async for _ in self:
+            pass
+        return self.output
 
     async def aclose(self) -> None:
         """As `TextStream.close`."""
-        import asyncio
-
-        await asyncio.get_running_loop().run_in_executor(None, self._stream.close)
+        await self._in_thread(self._close)
 
     async def __aenter__(self) -> Self:
+        await self._in_thread(self._opened)
         return self
 
     async def __aexit__(
@@ -143,3 +151,49 @@ class AsyncTextStream(AsyncIterator[str]):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def _opened(self) -> TextStream:
+        with self._lock:
+            if self._stream is None:
+                self._stream = self._open()
+            return self._stream
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.close()
+
+    def _drop(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.drop()
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        import asyncio  # a fifth of the time that `import llama4rs` would take
+
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(None, work)
+        except asyncio.CancelledError:
+            if self._stream is not None:
+                self._stream.drop()
+            else:  # being opened
+                loop.run_in_executor(None, self._drop)
+            raise
+
+
+async def in_thread(work: Callable[[], Result], interrupt: Callable[[], None]) -> Result:
+    """What `work` returns, computed in a thread.
+
+    Cancelling the task calls `interrupt`, and waits until the work has come to its end.
+    """
+    import asyncio
+
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        interrupt()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([future])
+        raise
