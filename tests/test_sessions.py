@@ -503,18 +503,3 @@ def test_saving_is_all_or_nothing(
     os.utime(stale, (0, 0))
     session.save()
     assert not stale.exists()
-
-
-def test_the_examples_of_the_documentation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "sessions.md").read_text()
-    examples = text.split("```python\n")[1:]
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for example in examples:
-        exec(example.split("```")[0], names)
-    assert len(examples) == 4
-    assert "assistant\n" in capsys.readouterr().out
-    assert len(names["talk"]) > 50
-    assert names["llm"].sessions() == []
