@@ -505,7 +505,10 @@ class TestEnvironment:
         path = tmp_path / "own.jinja"
         path.write_text("{{ messages[0].content }} é", "utf-8")
         assert ChatTemplate.from_file(path).render([user()]) == "Hi é"
-        with pytest.raises(ChatTemplateError, match=r"cannot read chat template .*nowhere"):
+        with pytest.raises(
+            ChatTemplateError,
+            match=r"cannot read the chat template .*nowhere.*\n.*ChatTemplate\(text\)",
+        ):
             ChatTemplate.from_file(tmp_path / "nowhere")
 
     def test_lost_images_are_an_error(self, tokenizer: Tokenizer) -> None:

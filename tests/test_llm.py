@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -126,9 +130,9 @@ def test_batch_is_a_list_of_any_prompts(llm: Llama4) -> None:
         ({"role": "user"}, "list of messages"),
         ([[]], "empty"),
         ([["a"]], "batch"),
-        ([-1], ""),
+        ([-1], "token id -1 is outside of the vocabulary"),
         ([VOCAB], str(VOCAB)),
-        ([1 << 70], ""),
+        ([1 << 70], f"token id {1 << 70} is outside of the vocabulary"),
     ],
 )
 def test_bad_prompts_are_request_errors(llm: Llama4, prompt: Any, words: str) -> None:
@@ -601,9 +605,16 @@ def test_another_chat_template(llm: Llama4, tmp_path: Path) -> None:
         ({"device": "tpu"}, 'must be "auto", "cpu", "cuda" or "cuda:N", got "tpu"'),
         ({"device": "cuda:x"}, 'got "cuda:x"'),
         ({"weights": "int3"}, "int3"),
-        ({"threads": 0}, "threads"),
-        ({"max_context": 0}, "max_context"),
-        ({"max_context": -1}, ""),
+        ({"threads": 0}, "threads must be an integer from 1 to 1024, got 0"),
+        ({"threads": "4"}, "threads must be an integer from 1 to 1024, got '4'"),
+        ({"threads": 10**6}, "threads"),
+        ({"max_context": 0}, "max_context must be an integer from 1 to 2**63 - 1, got 0"),
+        ({"max_context": -1}, "max_context"),
+        ({"max_context": 10**30}, "max_context"),
+        ({"step_tokens": 0}, "step_tokens"),
+        ({"prefix_cache_bytes": -1}, "prefix_cache_bytes is a number of bytes such as"),
+        ({"image_cache_bytes": "many"}, "image_cache_bytes is a number of bytes such as"),
+        ({"policy": "int8"}, "policy maps patterns of names to formats"),
         ({"kv_cache": "f8"}, "kv_cache"),
         ({"policy": {"*": "int3"}}, "int3"),
         ({"seed": -1}, "seed"),
@@ -613,6 +624,38 @@ def test_bad_options_of_a_model(llm: Llama4, options: dict[str, Any], words: str
     with pytest.raises(RequestError) as caught:
         Llama4(llm.path, **options)
     assert words in str(caught.value)
+
+
+def test_arguments_of_the_wrong_kind(llm: Llama4) -> None:
+    with pytest.raises(TypeError, match="a model is a directory, a hub id or None, got 3"):
+        Llama4(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="progress is True, False or a function, got 3"):
+        Llama4(llm.path, progress=3)  # type: ignore[arg-type]
+
+
+def test_pickling_says_what_to_do(llm: Llama4) -> None:
+    for thing in (llm, llm.session("a"), llm.tokenizer):
+        for take in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="in every process"):
+                take(thing)
+    output = llm.generate("a", max_tokens=1)
+    assert pickle.loads(pickle.dumps(output)) == output
+
+
+def test_a_forked_process_may_go_on(llm: Llama4) -> None:
+    """Its threads are gone; the model computes all the same."""
+    program = (
+        "import os, sys, time, llama4rs\n"
+        "llm = llama4rs.Llama4(sys.argv[1], threads=3)\n"
+        "expected = llm.generate('\\n', temperature=0)\n"
+        "time.sleep(0.05)  # until the threads sleep\n"
+        "child = os.fork()\n"
+        "same = llm.generate('\\n', temperature=0).token_ids == expected.token_ids\n"
+        "if not child:\n"
+        "    os._exit(0 if same else 1)\n"
+        "sys.exit(0 if same and os.waitpid(child, 0)[1] == 0 else 1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, llm.path], timeout=60, check=True)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

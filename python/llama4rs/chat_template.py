@@ -125,7 +125,11 @@ class ChatTemplate:
         try:
             return cls(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ChatTemplateError(f"cannot read chat template {path}: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ChatTemplateError(
+                f"cannot read the chat template {str(path)[:200]!r}: {reason}\n"
+                "hint: give a file; ChatTemplate(text) takes the template itself"
+            ) from error
 
     def render(
         self,

@@ -106,6 +106,8 @@ class PromptEncoder:
             token_ids = tokenizer.encode(prompt, bos=bos, parse_special=parse_special)
         else:
             token_ids = [token_id.__index__() for token_id in prompt]
+            if wrong := [token_id for token_id in token_ids if not 0 <= token_id < 1 << 32]:
+                raise RequestError(f"token id {wrong[0]} is outside of the vocabulary")
             if images is None:
                 return EncodedPrompt(token_ids)
         return self.with_images(token_ids, sources, first=isinstance(prompt, str))

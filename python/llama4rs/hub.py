@@ -67,6 +67,8 @@ as meta-llama/Llama-4-Scout-17B-16E-Instruct
     """
     if model is None:
         return demo_model_path()
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"a model is a directory, a hub id or None, got {model!r}")
     name = os.fspath(model)
     path = Path(name).expanduser()
     if name and path.is_dir():

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from .config import Config
+from .counts import MOST_THREADS, check_count
 from .device import nvrtc_folders
 from .encoding import PromptEncoder
 from .errors import RequestError, option_errors
@@ -78,8 +79,8 @@ class Llama4:
             model's own.
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
         prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that
-            begin with the same tokens, so that a conversation is computed once; None for 1 GiB,
-            0 for none. They make room when `kv_memory` is needed.
+            begin with the same tokens, so that a conversation is computed once, ``"4GB"`` or a
+            number; None for 1 GiB, 0 for none. They make room when `kv_memory` is needed.
         kv_dir: A directory for saved sessions, and for the keys and values of all texts, so that
             later requests and processes that begin with the same tokens need not compute them;
             made if need be, shared by any number of models and processes. It reveals the texts.
@@ -95,15 +96,18 @@ class Llama4:
             rounded to bf16 and multiplied by tensor cores. ``"exact"`` keeps them in single
             precision.
         image_cache_bytes: Most bytes of features of images that are kept, so that a question about
-            a picture seen before does not encode it again; 0 keeps none.
+            a picture seen before does not encode it again, ``"1GB"`` or a number; 0 keeps none.
         allow_image_urls: Fetch images that are named by an ``http(s)`` URL. They can point into
             this machine's own network, so leave it off where messages come from strangers.
         revision, token, local_files_only: For ids on the hub, see `llama4rs.hub.resolve_model`.
         progress: True shows a bar while the model is read; or a function that is called as
             ``progress(what, done, total)``.
 
-    A model may be used from several threads at once; all requests share the computing steps. A
-    checkpoint without tokenizer files works with token ids: texts are then ``""``, and asking for
+    A model may be used from several threads at once; all requests share the computing steps. Other
+    processes open the model themselves, and share the memory of a packed one. Its memory is given
+    back with the last reference to it, and to its sessions and streams.
+
+    A checkpoint without tokenizer files works with token ids: texts are then ``""``, and asking for
     a text prompt is a `TokenizerError`.
 
     Raises:
@@ -137,22 +141,27 @@ class Llama4:
         seed: int | None = 0,
         tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
         chat_template: ChatTemplate | str | os.PathLike[str] | None = None,
-        prefix_cache_bytes: int | None = None,
+        prefix_cache_bytes: int | str | None = None,
         kv_dir: str | os.PathLike[str] | None = None,
         kv_budget: int | str | None = None,
         kv_read: str | None = None,
         arithmetic: str | None = None,
-        image_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        image_cache_bytes: int | str = DEFAULT_CACHE_BYTES,
         allow_image_urls: bool = False,
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
         progress: Progress | bool = False,
     ) -> None:
+        check_count("threads", threads, most=MOST_THREADS)
+        check_count("max_context", max_context)
+        check_count("step_tokens", step_tokens)
         if kv_memory is not None:
             kv_memory = parse_bytes("kv_memory", kv_memory)
         if kv_budget is not None:
             kv_budget = parse_bytes("kv_budget", kv_budget)
+        if prefix_cache_bytes is not None:
+            prefix_cache_bytes = parse_bytes("prefix_cache_bytes", prefix_cache_bytes, least=0)
         self.path: Path = resolve_model(
             model, revision=revision, token=token, local_files_only=local_files_only
         )
@@ -658,6 +667,12 @@ class Llama4:
             max_context=self.max_context,
             weights=self._engine.weights,
             device=self.device,
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Llama4 cannot be pickled or copied: open the model in every process that uses it; "
+            "a packed one opens in milliseconds, and processes share its memory"
         )
 
     def __repr__(self) -> str:

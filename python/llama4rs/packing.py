@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from .errors import option_errors
+from .counts import MOST_THREADS, check_count
+from .errors import RequestError, option_errors
 from .hub import resolve_model
 from .progress import Progress, progress_bar
 
@@ -18,9 +19,18 @@ stands for any characters; the first pattern that matches a name decides."""
 
 
 def policy_pairs(policy: Policy) -> list[tuple[str, str]]:
-    """`policy` as the core takes it."""
+    """`policy` as the core takes it.
+
+    Raises:
+        RequestError: It is neither a mapping nor pairs.
+    """
     pairs = policy.items() if isinstance(policy, Mapping) else policy
-    return [(str(pattern), str(form)) for pattern, form in pairs]
+    try:
+        return [(str(pattern), str(form)) for pattern, form in pairs]
+    except (TypeError, ValueError):
+        raise RequestError(
+            f'policy maps patterns of names to formats, {{"lm_head": "bf16"}}; got {policy!r}'
+        ) from None
 
 
 def pack(
@@ -65,6 +75,7 @@ def pack(
     folder = resolve_model(
         source, revision=revision, token=token, local_files_only=local_files_only
     )
+    check_count("threads", threads, most=MOST_THREADS)
     with option_errors(), progress_bar(progress) as report:
         return core_pack(
             str(folder),

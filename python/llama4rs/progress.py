@@ -17,8 +17,13 @@ def progress_bar(progress: Progress | bool) -> Iterator[Progress | None]:
     """What to report to: the given function, a bar on the terminal for True, None for False.
 
     The bar goes to standard error and disappears when the work is over.
+
+    Raises:
+        TypeError: It is none of these.
     """
     if not isinstance(progress, bool):
+        if not callable(progress):
+            raise TypeError(f"progress is True, False or a function, got {progress!r}")
         yield progress
         return
     if not progress:

@@ -414,10 +414,7 @@ class Session:
 
     def _grown(self, encoded: EncodedPrompt) -> _Addition:
         state = self._state.copy()
-        try:
-            state.token_ids.extend(array("I", encoded.token_ids))
-        except (OverflowError, TypeError) as error:
-            raise RequestError(f"not a token id: {error}") from error
+        state.token_ids.extend(array("I", encoded.token_ids))
         if encoded.image_features is not None:
             state.features.append(encoded.image_features)
         return _Addition(state, len(encoded.token_ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .counts import MOST_THREADS, check_count
 from .errors import option_errors
 from .packing import Policy, policy_pairs
 from .progress import Progress, progress_bar
@@ -49,6 +50,7 @@ def synth(
     """
     from ._llama4rs import synth as core_synth
 
+    check_count("threads", threads, most=MOST_THREADS)
     with option_errors(), progress_bar(progress) as report:
         return core_synth(
             os.fspath(destination),

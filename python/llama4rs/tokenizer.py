@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import CheckpointNotFoundError, TokenizerError
 
@@ -367,6 +367,12 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether ``token_id`` is a special token."""
         return token_id in self._special_ids
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Tokenizer cannot be pickled or copied: read it in every process with "
+            "Tokenizer.from_dir or Tokenizer.from_file"
+        )
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, special={len(self.special_tokens)})"

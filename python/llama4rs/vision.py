@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .errors import CheckpointError, ImageError, RequestError, TokenizerError, option_errors
+from .planning.budget import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class ImageCache:
     Those seen longest ago make room for new ones. Safe to use from many threads.
 
     Args:
-        max_bytes: Most bytes of features to keep; 0 keeps none.
+        max_bytes: Most bytes of features to keep, ``"1GB"`` or a number; 0 keeps none.
 
     Example:
         >>> import llama4rs
@@ -58,10 +59,8 @@ class ImageCache:
         (1, 1)
     """
 
-    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
-            raise RequestError(f"image_cache_bytes must be 0 or more, got {max_bytes!r}")
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int | str = DEFAULT_CACHE_BYTES) -> None:
+        self.max_bytes = parse_bytes("image_cache_bytes", max_bytes, least=0)
         """Most bytes of features that are kept."""
         self.bytes = 0
         """Bytes of features that are kept now."""

@@ -137,6 +137,22 @@ def test_unusable_sources(source: Any, message: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "an empty file is not an image"),
+        (b"text", "not an image, or one with a damaged start"),
+        (PNG[:100], "a damaged"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "cat.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
+    assert str(caught.value).startswith(f"{str(path)!r}: {problem}")
+
+
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):

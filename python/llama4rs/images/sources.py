@@ -80,7 +80,7 @@ def load_image(
         _check_scheme(scheme[1], allow_urls)
         data = fetch(source, max_bytes=max_bytes, timeout_seconds=timeout_seconds)
     elif isinstance(source, (str, os.PathLike)):
-        data = _from_file(source, max_bytes)
+        return _from_file(source, max_bytes, max_pixels)
     else:
         raise ImageError(
             f"an image cannot be of type {type(source).__name__}\n"
@@ -148,16 +148,21 @@ def _check_scheme(scheme: str, allow_urls: bool) -> None:
         )
 
 
-def _from_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+def _from_file(path: str | os.PathLike[str], max_bytes: int, max_pixels: int) -> Image.Image:
+    name = _shown(os.fspath(path))
     try:
-        with open(os.path.expanduser(path), "rb", opener=_open_regular) as file:
-            check_num_bytes(os.fstat(file.fileno()).st_size, max_bytes)
-            return _checked(file.read(max_bytes + 1), max_bytes)
+        return to_rgb(decode_image(_read(path, max_bytes), max_pixels=max_pixels))
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"cannot read image {_shown(os.fspath(path))}: {reason}") from error
+        raise ImageError(f"cannot read image {name}: {reason}") from error
+
+
+def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    with open(os.path.expanduser(path), "rb", opener=_open_regular) as file:
+        check_num_bytes(os.fstat(file.fileno()).st_size, max_bytes)
+        return _checked(file.read(max_bytes + 1), max_bytes)
 
 
 def _open_regular(path: str, flags: int) -> int:
