@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from llama4rs.chat_template import IMAGE_TOKEN, ChatTemplate, image_parts, normalize_messages
 from llama4rs.errors import ChatTemplateError
 from llama4rs.tokenizer import Tokenizer
-from test_tokenizer import LANGUAGES, SPECIALS, saved, small_backend
+from tokenizer.small import SPECIALS, saved, small_backend
+from tokenizer.texts import LANGUAGES
 
 RELAXED = settings(deadline=None, max_examples=150)
 BOS = "<|begin_of_text|>"
