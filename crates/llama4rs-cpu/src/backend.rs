@@ -4,11 +4,12 @@ use std::borrow::Cow;
 
 use llama4rs_tensor::check::{
     require, require_columns, require_heads, require_layer, require_shape, require_single,
-    require_spans,
+    require_spans, Shape,
 };
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Bytes, ExpertWeights, KvGeometry, KvSpan, PackedMatrix, PageForm, PageId, Result, Slot,
+    Backend, Bytes, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MixtureWeights,
+    PackedMatrix, PageForm, PageId, Result, Slot,
 };
 
 use crate::kernels::kv_pages::KvPages;
@@ -309,24 +310,52 @@ impl Backend for Cpu {
         weights: ExpertWeights<'_, PackedMatrix>,
         out: &mut Tensor,
     ) -> Result<()> {
-        let ExpertWeights { gate, up, down } = weights;
-        let (hidden, intermediate) = (gate.cols(), gate.rows());
-        for (matrix, rows, cols) in
-            [(gate, intermediate, hidden), (up, intermediate, hidden), (down, hidden, intermediate)]
-        {
-            require(
-                [matrix.stack(), matrix.rows(), matrix.cols()] == [routing.num_experts, rows, cols],
-                "experts",
-                || format!("{} x [{rows}, {cols}]", routing.num_experts),
-                || format!("{} x [{}, {}]", matrix.stack(), matrix.rows(), matrix.cols()),
-            )?;
-        }
-        require_shape("experts", x.shape(), routing.rows, hidden)?;
-        require_shape("experts", out.shape(), routing.rows, hidden)?;
-        let how = (self.dispatch, self.arithmetic);
+        require_shape("experts", x.shape(), routing.rows, x.cols())?;
+        require_shape("experts", out.shape(), routing.rows, x.cols())?;
+        require_experts("experts", &weights, routing.num_experts, x.shape())?;
         self.expert_scratch
-            .with(|scratch| experts::experts(how, &self.threads, scratch, x, routing, weights, out))
+            .with(|scratch| experts::experts(self.how(), scratch, x, routing, weights, out))
     }
+
+    fn mixture(
+        &self,
+        x: &Tensor,
+        weights: MixtureWeights<'_, PackedMatrix>,
+        scratch: FeedForwardScratch<'_, Tensor>,
+        out: &mut Tensor,
+    ) -> Result<Routing> {
+        let MixtureWeights { router, top_k, shared, routed } = weights;
+        self.matmul(x, &[router], &mut [&mut *scratch.router_logits])?;
+        let routing = self.route(scratch.router_logits, top_k)?;
+        require_experts("mixture", &shared, 1, x.shape())?;
+        require_experts("mixture", &routed, routing.num_experts, x.shape())?;
+        self.expert_scratch.with(|scratch| {
+            experts::mixture(self.how(), scratch, x, &routing, [shared, routed], out)
+        })?;
+        Ok(routing)
+    }
+}
+
+/// An error unless `weights` are `count` experts for rows of `x`, which are as wide as their outputs.
+fn require_experts(
+    operation: &'static str,
+    weights: &ExpertWeights<'_, PackedMatrix>,
+    count: usize,
+    (_, hidden): Shape,
+) -> Result<()> {
+    let ExpertWeights { gate, up, down } = weights;
+    let intermediate = gate.rows();
+    for (matrix, rows, cols) in
+        [(gate, intermediate, hidden), (up, intermediate, hidden), (down, hidden, intermediate)]
+    {
+        require(
+            [matrix.stack(), matrix.rows(), matrix.cols()] == [count, rows, cols],
+            operation,
+            || format!("{count} x [{rows}, {cols}]"),
+            || format!("{} x [{}, {}]", matrix.stack(), matrix.rows(), matrix.cols()),
+        )?;
+    }
+    Ok(())
 }
 
 fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result<()> {
@@ -398,6 +427,29 @@ mod tests {
         refused(run(&x, random.tensor(2, 2), gate, down), "expected [2, 20], got [3, 20]");
         refused(run(&x, random.tensor(3, 2), gate, gate), "expected 2 x [20, 8]");
         refused(run(&x, random.tensor(3, 2), down, down), "experts");
+
+        let (router, narrow) = [(2, 20), (2, 19)]
+            .map(|(rows, cols)| random.matrix(WeightFormat::F32, 1, rows, cols))
+            .into();
+        let shared =
+            [(8, 20), (20, 8)].map(|(rows, cols)| random.matrix(WeightFormat::F32, 1, rows, cols));
+        let mut run = |router, top_k, up| {
+            let shared = ExpertWeights { gate: &shared[0], up, down: &shared[1] };
+            let routed = ExpertWeights { gate, up: gate, down };
+            let weights = MixtureWeights { router, top_k, shared, routed };
+            let [mut gate, mut up, mut router_logits] = [(); 3].map(|()| cpu.empty());
+            let scratch = FeedForwardScratch {
+                gate: &mut gate,
+                up: &mut up,
+                router_logits: &mut router_logits,
+            };
+            cpu.mixture(&x, weights, scratch, &mut out)
+        };
+        run(&router, 1, &shared[0]).unwrap();
+        refused(run(&router, 3, &shared[0]), "1 to 2 experts");
+        refused(run(&narrow, 1, &shared[0]), "expected 19 columns, got (3, 20)");
+        refused(run(&router, 1, gate), "expected 1 x [8, 20], got 2 x [8, 20]");
+        refused(run(&router, 1, &shared[1]), "expected 1 x [8, 20], got 1 x [20, 8]");
     }
 
     #[test]

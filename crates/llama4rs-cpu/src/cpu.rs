@@ -55,6 +55,11 @@ impl Cpu {
         self.arithmetic
     }
 
+    /// What experts are computed with.
+    pub(crate) fn how(&self) -> (Dispatch, Arithmetic, &Threads) {
+        (self.dispatch, self.arithmetic, &self.threads)
+    }
+
     /// A name for the results, bit by bit: the same name, the same bits. The system's
     /// trigonometric functions, which angles come from, may differ between architectures.
     pub fn numerics(&self) -> String {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use llama4rs_tensor::{Error, Result};
 
-use crate::team::Team;
+use crate::team::{Order, Team};
 
 /// The threads of a CPU: the calling one and its helpers.
 pub struct Threads {
@@ -33,8 +33,18 @@ impl Threads {
     ///
     /// A thread takes the next task when it is done with one, so tasks may differ in size.
     pub fn for_each(&self, tasks: usize, work: impl Fn(usize) + Sync) {
+        self.run(tasks, Order::Front, work);
+    }
+
+    /// The same, but half of the threads take the last task that is left: where the first tasks
+    /// compute and the last ones wait for memory, both happen at once.
+    pub fn for_each_from_both_ends(&self, tasks: usize, work: impl Fn(usize) + Sync) {
+        self.run(tasks, Order::BothEnds, work);
+    }
+
+    fn run(&self, tasks: usize, order: Order, work: impl Fn(usize) + Sync) {
         if tasks > 1 {
-            self.team.run(tasks, &work);
+            self.team.run(tasks, order, &work);
         } else {
             (0..tasks).for_each(work);
         }

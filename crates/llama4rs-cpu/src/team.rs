@@ -13,7 +13,7 @@
 
 use std::cell::UnsafeCell;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 
@@ -21,6 +21,20 @@ use std::thread::JoinHandle;
 const OPEN: usize = 1 << (usize::BITS - 1);
 /// How often a helper looks for a job before it sleeps: some 50 microseconds.
 const LOOKS: usize = 2000;
+
+/// One task taken from the back.
+const BACK: u64 = 1 << 32;
+/// More than all tasks of a job.
+const ALL: u64 = 1 << 30;
+
+/// Which tasks a thread takes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// All threads take the first that is left.
+    Front,
+    /// Every second thread takes the last that is left.
+    BothEnds,
+}
 
 /// Helper threads that run one job at a time together with the caller.
 pub struct Team {
@@ -36,8 +50,8 @@ struct State {
     epoch: AtomicUsize,
     /// [`OPEN`] and the number of helpers that work on the job.
     gate: AtomicUsize,
-    /// The next task that nobody has taken.
-    next: AtomicUsize,
+    /// How many tasks have been taken from the front, and times [`BACK`] from the back.
+    taken: AtomicU64,
     job: UnsafeCell<Option<Job>>,
     panicked: AtomicBool,
     stop: AtomicBool,
@@ -52,6 +66,7 @@ struct State {
 struct Job {
     work: *const (dyn Fn(usize) + Sync),
     tasks: usize,
+    order: Order,
 }
 
 // SAFETY: `job` is written only while the gate is closed and empty, and read
@@ -66,7 +81,7 @@ impl Team {
         let state = Arc::new(State {
             epoch: AtomicUsize::new(0),
             gate: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -78,7 +93,7 @@ impl Team {
         for i in 0..helpers {
             let state = team.state.clone();
             let builder = std::thread::Builder::new().name(format!("llama4rs-cpu-{i}"));
-            team.helpers.push(builder.spawn(move || state.help())?);
+            team.helpers.push(builder.spawn(move || state.help(i % 2 == 0))?);
         }
         Ok(team)
     }
@@ -90,7 +105,8 @@ impl Team {
 
     /// Calls `work` for each of `0..tasks` and waits. When another thread's job
     /// runs (or this is called by a task), the caller works alone.
-    pub fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+    pub fn run(&self, tasks: usize, order: Order, work: &(dyn Fn(usize) + Sync)) {
+        assert!((tasks as u64) < ALL, "too many tasks");
         let _caller = match self.caller.try_lock() {
             Ok(guard) if !self.helpers.is_empty() => guard,
             Err(TryLockError::Poisoned(guard)) if !self.helpers.is_empty() => guard.into_inner(),
@@ -101,8 +117,8 @@ impl Team {
         // the job before `work` is gone, in a panic as well.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
         // SAFETY: the gate is closed and empty: nobody reads the job.
-        unsafe { *state.job.get() = Some(Job { work, tasks }) };
-        state.next.store(0, Ordering::Relaxed);
+        unsafe { *state.job.get() = Some(Job { work, tasks, order }) };
+        state.taken.store(0, Ordering::Relaxed);
         state.gate.store(OPEN, Ordering::Release);
         state.epoch.fetch_add(1, Ordering::SeqCst);
         if state.sleepers.load(Ordering::SeqCst) > 0 {
@@ -110,7 +126,7 @@ impl Team {
             state.alarm.notify_all();
         }
         let closing = Closing(state);
-        state.work_on(Job { work, tasks });
+        state.work_on(Job { work, tasks, order }, false);
         drop(closing);
         if state.panicked.swap(false, Ordering::Relaxed) {
             resume_unwind(Box::new("a task of a helper thread panicked"));
@@ -124,7 +140,7 @@ struct Closing<'a>(&'a State);
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
         // After a panic of the caller: leave no task to the helpers.
-        self.0.next.fetch_add(OPEN >> 1, Ordering::Relaxed);
+        self.0.taken.fetch_add(ALL, Ordering::Relaxed);
         self.0.gate.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
         while self.0.gate.load(Ordering::Acquire) != 0 {
@@ -157,21 +173,25 @@ impl State {
     }
 
     /// Takes tasks until none is left.
-    fn work_on(&self, job: Job) {
+    fn work_on(&self, job: Job, from_back: bool) {
         // SAFETY: the caller waits for everyone inside of the gate before the
         // work goes out of scope.
         let work = unsafe { &*job.work };
+        let from_back = from_back && job.order == Order::BothEnds;
         loop {
-            let task = self.next.fetch_add(1, Ordering::Relaxed);
-            if task >= job.tasks {
+            // One counter for both ends: whoever raises their sum to `tasks` at most has a task
+            // that nobody else has.
+            let taken = self.taken.fetch_add(if from_back { BACK } else { 1 }, Ordering::Relaxed);
+            let (front, back) = ((taken % BACK) as usize, (taken / BACK) as usize);
+            if front + back >= job.tasks {
                 return;
             }
-            work(task);
+            work(if from_back { job.tasks - 1 - back } else { front });
         }
     }
 
     /// The life of a helper.
-    fn help(&self) {
+    fn help(&self, from_back: bool) {
         let mut seen = 0;
         loop {
             seen = self.wait_for_epoch_after(seen);
@@ -186,7 +206,7 @@ impl State {
             seen = self.epoch.load(Ordering::SeqCst);
             // SAFETY: inside of the gate the job is only read.
             if let Some(job) = unsafe { *self.job.get() } {
-                if catch_unwind(AssertUnwindSafe(|| self.work_on(job))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.work_on(job, from_back))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);
                 }
             }
@@ -223,16 +243,34 @@ mod tests {
 
     #[test]
     fn every_task_runs_once() {
-        for helpers in 0..4 {
+        for (helpers, order) in
+            (0..4).flat_map(|helpers| [(helpers, Order::Front), (helpers, Order::BothEnds)])
+        {
             let team = Team::new(helpers).unwrap();
             for tasks in (0..100).chain([10_000]) {
                 let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                team.run(tasks, &|task| {
+                team.run(tasks, order, &|task| {
                     counts[task].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn two_threads_meet_from_both_ends() {
+        let team = Team::new(1).unwrap();
+        let here = std::thread::current().id();
+        let (front, back) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        team.run(100, Order::BothEnds, &|task| {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+            let mine = std::thread::current().id() == here;
+            if mine { &front } else { &back }.lock().unwrap().push(task);
+        });
+        let (front, back) = (front.into_inner().unwrap(), back.into_inner().unwrap());
+        assert!(!back.is_empty(), "the helper woke up");
+        assert!(front.iter().copied().eq(0..front.len()), "{front:?}");
+        assert!(back.iter().copied().eq((front.len()..100).rev()), "{back:?}");
     }
 
     #[test]
@@ -243,8 +281,8 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(move || {
                     for _ in 0..200 {
-                        team.run(5, &|_| {
-                            team.run(3, &|_| {
+                        team.run(5, Order::Front, &|_| {
+                            team.run(3, Order::Front, &|_| {
                                 count.fetch_add(1, Ordering::Relaxed);
                             })
                         });
@@ -262,7 +300,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
             let here = std::thread::current().id();
             let helped = AtomicBool::new(false);
-            team.run(1000, &|_| {
+            team.run(1000, Order::Front, &|_| {
                 std::thread::sleep(std::time::Duration::from_micros(20));
                 helped.fetch_or(std::thread::current().id() != here, Ordering::Relaxed);
             });
@@ -275,12 +313,12 @@ mod tests {
         let team = Team::new(2).unwrap();
         for bad in [0, 50, 99] {
             let result = catch_unwind(AssertUnwindSafe(|| {
-                team.run(100, &|task| assert!(task != bad, "on purpose"));
+                team.run(100, Order::Front, &|task| assert!(task != bad, "on purpose"));
             }));
             assert!(result.is_err());
         }
         let count = AtomicUsize::new(0);
-        team.run(100, &|_| {
+        team.run(100, Order::Front, &|_| {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.load(Ordering::Relaxed), 100);

@@ -50,12 +50,17 @@ impl<'a> Panels<'a> {
         index * PANEL_ROWS..self.rows.min((index + 1) * PANEL_ROWS)
     }
 
-    /// How many panels make one task: few enough for `tasks` tasks; if they are
-    /// `reused` for several tiles, not more than stays in a core's cache.
+    /// The most panels of a task: if they are `reused` for several tiles, not more than
+    /// stays in a core's cache.
+    pub fn cached(&self, reused: bool) -> usize {
+        let bytes = if reused { 256 << 10 } else { 1 << 20 };
+        bytes / self.format.panel_bytes(self.cols)
+    }
+
+    /// How many panels make one task: few enough for `tasks` tasks, and [`Panels::cached`].
     pub fn per_task(&self, tasks: usize, reused: bool) -> usize {
-        let most = if reused { 256 << 10 } else { 1 << 20 } / self.format.panel_bytes(self.cols);
         let fair = self.count() / tasks.max(1);
-        match most.min(fair) {
+        match self.cached(reused).min(fair) {
             few @ 0..=3 => few.max(1),
             many => many / 4 * 4,
         }
