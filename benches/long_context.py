@@ -1,7 +1,8 @@
 """Decoding at depth, and reopening a long text from disk.
 
     python benches/long_context.py [MODEL] [--depths 1K,8K,32K,128K,1M] [--kv bf16,int8]
-                                   [--threads N] [--steps 16] [--runs 3] [--dir DIR] [--json FILE]
+                                   [--kv-read map] [--threads N] [--steps 16] [--runs 3]
+                                   [--cold] [--dir DIR] [--json FILE]
 
 For each depth a store of keys and values is made, then a process of its own opens the model on it,
 asks for one token after that many tokens, and decodes. Nothing is computed for the text itself: the
@@ -9,9 +10,11 @@ store is *synthetic*. Its pages are those of a short text that the model really 
 the names of a longer text, so they have the right bytes for any model and format; only what the
 model says is meaningless. Every run checks that all of the text was found.
 
-Reported: seconds to open the model, seconds from the request to its first token (that includes
-comparing every token and the checksum of every page), tokens per second after that, memory of the
-process by kind, and the bytes of keys and values that one token's attention reads.
+Reported: seconds to open the model; seconds to find the text (every token and the checksum of every
+page is compared, by all threads) and, with those, to its first token; tokens per second after that;
+memory of the process by kind; and the bytes of keys and values that one token's attention reads.
+Every run checks that as many bytes were read from the files, by the engine's own count and by the
+system's (``rchar`` of ``/proc/self/io``).
 
 Needs the packages blake3 and xxhash beside llama4rs.
 """
@@ -66,6 +69,14 @@ def read_donor(directory: Path) -> Donor:
         pages.append(data[offset : offset + size])
         offset = aligned(offset + size, PAGE)
     return Donor(data[48:80], pages[0], pages[1:])
+
+
+def page_bytes(path: Path) -> int:
+    """Bytes of all pages of a segment."""
+    data = path.read_bytes()
+    (count,) = struct.unpack_from("<I", data, 24)
+    table = HEADER_BYTES + count * PAGE_TOKENS * 8
+    return sum(size for size, _ in struct.iter_unpack("<QQ", data[table : table + count * 16]))
 
 
 def aligned(offset: int, to: int) -> int:
@@ -133,6 +144,12 @@ def memory() -> dict[str, int]:
     return {name: int(fields[name].split()[0]) << 10 for name in ("VmRSS", "RssAnon", "RssFile")}
 
 
+def bytes_read() -> int:
+    """Bytes that this process has read from files so far."""
+    fields = dict(line.split(":") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"])
+
+
 def run_once(options: dict[str, Any]) -> dict[str, Any]:
     """Opens the model on the store, reads the whole text from it and decodes."""
     import llama4rs
@@ -142,16 +159,18 @@ def run_once(options: dict[str, Any]) -> dict[str, Any]:
         options["model"],
         kv_cache=options["kv"],
         kv_dir=options["dir"],
+        kv_read=options["kv_read"],
         threads=options["threads"],
         max_context=options["depth"] + 4096,
     )
     opened = time.perf_counter()
     prompt = text(options["depth"] + 1, llm.config.vocab_size).tolist()
-    before = memory()
+    before, read_before = memory(), bytes_read()
     asked = time.perf_counter()
     stream = llm.stream(prompt, max_tokens=options["steps"] + 1, temperature=0, ignore_eos=True)
     next(iter(stream))
     first = time.perf_counter()
+    read = bytes_read() - read_before
     for _ in stream:
         pass
     done = time.perf_counter()
@@ -161,6 +180,9 @@ def run_once(options: dict[str, Any]) -> dict[str, Any]:
         "first_token_seconds": first - asked,
         "tokens_per_second": (usage.completion_tokens - 1) / (done - first),
         "cached_tokens": usage.cached_tokens,
+        "find_seconds": stream.output.timings.queue_seconds,
+        "bytes_read": read,
+        "counted": llm._engine.kv_bytes_read(),
         "before": before,
         "after": memory(),
     }
@@ -174,6 +196,14 @@ def child(options: dict[str, Any]) -> dict[str, Any]:
         raise SystemExit(done.stderr)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def drop_from_page_cache(directory: Path) -> None:
+    """Lets the next reader of these files wait for the disk."""
+    for path in directory.glob("*.kv"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # --------------------------------------------------------------------------------------- the report
@@ -194,6 +224,7 @@ def measure(model: str | None, kv: str, depth: int, args: argparse.Namespace) ->
         options = {
             "model": model,
             "kv": kv,
+            "kv_read": args.kv_read,
             "dir": name,
             "threads": args.threads,
             "depth": depth,
@@ -206,20 +237,29 @@ def measure(model: str | None, kv: str, depth: int, args: argparse.Namespace) ->
         llm.generate([*text(real, vocab).tolist(), 1], max_tokens=1, temperature=0)
         del llm
         if depth % chunk:  # not at a boundary of the chunked layers: the text itself is read
-            files = directory.glob("global-*.kv")
-            kv_bytes = sum(path.stat().st_size for path in files)
+            kv_bytes = sum(page_bytes(path) for path in directory.glob("global-*.kv"))
+            needed = kv_bytes + sum(page_bytes(path) for path in directory.glob("chunked-*.kv"))
         else:
             donor = read_donor(directory)
             for path in directory.glob("*.kv"):
                 path.unlink()
-            kv_bytes = write_store(directory, donor, text(depth, vocab))
-        runs = [child(options) for _ in range(args.runs)]
+            needed = kv_bytes = write_store(directory, donor, text(depth, vocab))
+        runs = []
+        for _ in range(args.runs):
+            if args.cold:
+                drop_from_page_cache(directory)
+            runs.append(child(options))
     for run in runs:
         if run["cached_tokens"] != depth:
             raise SystemExit(f"{run['cached_tokens']} of {depth} tokens were found in the store")
+        counted = run["counted"]
+        if counted["pages"] != needed:
+            raise SystemExit(f"{counted['pages']} bytes of pages were read, {needed} are needed")
+        if not 0 <= run["bytes_read"] - sum(counted.values()) < 1 << 20:
+            raise SystemExit(f"the system counts {run['bytes_read']} bytes, the engine {counted}")
     middle = {
         key: statistics.median(run[key] for run in runs)
-        for key in ("open_seconds", "first_token_seconds", "tokens_per_second")
+        for key in ("open_seconds", "find_seconds", "first_token_seconds", "tokens_per_second")
     }
     return {"depth": depth, "kv": kv, "kv_bytes": kv_bytes, **middle, "runs": runs}
 
@@ -229,6 +269,8 @@ def show(result: dict[str, Any]) -> None:
     after, before = result["runs"][-1]["after"], result["runs"][-1]["before"]
     print(
         f"{result['depth']:8} {result['kv']:5} open {result['open_seconds'] * 1e3:6.1f} ms  "
+        f"found {result['find_seconds']:6.3f} s "
+        f"({result['kv_bytes'] / result['find_seconds'] / 1e9:5.2f} GB/s)  "
         f"first token {result['first_token_seconds']:6.3f} s  "
         f"decode {result['tokens_per_second']:7.1f} tokens/s  "
         f"keys and values {result['kv_bytes'] / 1e6:8.1f} MB  "
@@ -244,9 +286,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a directory; cria when left out")
     parser.add_argument("--depths", default="1K,8K,32K,128K,1M")
     parser.add_argument("--kv", default="bf16")
+    parser.add_argument("--kv-read", default="map", choices=["map", "copy"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="read the files from the disk")
     parser.add_argument("--dir", type=Path, help="where to make the stores; the system's choice")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -24,6 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import llama4rs
 from kv_texts import CHUNK, CONFIG, PAGE, VOCAB, Reference, ask, tokens
 from llama4rs._llama4rs import Engine, kv_list, kv_prune, kv_verify
+from llama4rs.planning.memory import kv_bytes
+from llama4rs.planning.sources import model_sizes
 from oracle.checkpoint import make_checkpoint
 from oracle.configs import MULTIMODAL
 from oracle.prompts import image_prompts
@@ -267,6 +269,40 @@ def test_mapped_pages_take_no_memory(path: str, kv_dir: Path) -> None:
     copying = open_engine(path, kv_dir, kv_read="copy")
     ask(copying, ids)
     assert copying.kv_bytes_in_use() > 0
+
+
+def system_bytes_read() -> int:
+    """What this process has read from files so far, as the system counts."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(":") for line in lines)["rchar"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc")
+@pytest.mark.parametrize("prefix_cache_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("kv_cache", FORMATS)
+def test_no_byte_is_read_that_the_next_token_does_not_need(
+    path: str, kv_dir: Path, kv_cache: str, prefix_cache_bytes: int
+) -> None:
+    """The pages of the global layers, and those of the chunked layers in the current chunk."""
+    options = {"kv_cache": kv_cache, "prefix_cache_bytes": prefix_cache_bytes}
+    sizes = model_sizes(path, "f32", ()).shape
+    for known in (2 * CHUNK, 2 * CHUNK + PAGE, 3 * CHUNK - PAGE):
+        ids = tokens("a", known)
+        ask(open_engine(path, kv_dir, **options), ids, max_tokens=0)
+        chunked, codes = (kv_bytes(sizes, n, kv_cache) for n in (known % CHUNK, known))
+        needed = chunked["chunked"] + codes["global"]
+        for kv_read, other in (("map", "b"), ("copy", "c")):
+            engine = open_engine(path, kv_dir, kv_read=kv_read, **options)
+            # Its first pages are known, the rest is not.
+            request = engine.submit([*ids, *tokens(other, 200)], max_tokens=2)
+            before = system_bytes_read()
+            request.next()
+            read = system_bytes_read() - before
+            counted = engine.kv_bytes_read()
+            assert counted is not None
+            assert request.usage["cached_tokens"] == known
+            assert counted["pages"] == needed
+            assert 0 <= read - sum(counted.values()) < 4096
 
 
 def test_a_text_may_be_longer_than_memory(path: str, kv_dir: Path) -> None:

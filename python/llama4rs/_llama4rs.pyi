@@ -270,6 +270,9 @@ class Engine:
         wait in order of arrival until the memory that they may need is free."""
     def kv_bytes_in_use(self) -> int | None:
         """Bytes of key/value pages in use; None while a step is being computed."""
+    def kv_bytes_read(self) -> dict[str, int] | None:
+        """Bytes read from the files of `kv_dir` to find texts and to check their pages: `pages`, and
+        `meta` (headers, token keys, page tables). None while a step is being computed."""
     def summary(self) -> dict[str, Any]:
         """Sizes: `parameters`, `active_parameters`, `weight_bytes`, `tensors` (as in `open_info`),
         `kv_cache` (its format), `kv_bytes_per_token`, `kv_bytes_per_token_beyond_chunk`."""

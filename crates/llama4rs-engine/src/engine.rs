@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
-use llama4rs_kv_cache::store::{self, Store, StoreOptions};
+use llama4rs_kv_cache::store::{self, BytesRead, Store, StoreOptions};
 use llama4rs_kv_cache::{KvCache, PAGE_TOKENS};
 use llama4rs_model::{Llama4, Step, VisionModel, VisionWorkspace, Workspace};
 use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
@@ -281,6 +281,12 @@ impl<B: VisionBackend> Engine<B> {
         self.core.try_lock().ok().map(|core| core.cache.bytes_in_use())
     }
 
+    /// Bytes that were read from the store to find texts and to check their pages; `None`
+    /// while a step is being computed.
+    pub fn kv_bytes_read(&self) -> Option<BytesRead> {
+        self.core.try_lock().ok().map(|core| core.cache.bytes_read())
+    }
+
     fn inbox(&self) -> MutexGuard<'_, Vec<(RequestOptions, Request)>> {
         self.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -297,7 +303,7 @@ impl<B: VisionBackend> Engine<B> {
     /// One step for all requests.
     fn step(&self, core: &mut Core<B>, interrupted: &mut dyn FnMut() -> bool) -> Result<()> {
         self.take_in(core);
-        let wanted = self.plan(core);
+        let wanted = self.plan(core, interrupted)?;
         let parts = self.build(core, &wanted);
         let outcome = self.compute(core, &parts, interrupted);
         if let Ok(Some(logits)) = &outcome {
@@ -329,7 +335,11 @@ impl<B: VisionBackend> Engine<B> {
     }
 
     /// Lets waiting sequences in, and gives each running one its rows.
-    fn plan(&self, core: &mut Core<B>) -> Vec<usize> {
+    fn plan(
+        &self,
+        core: &mut Core<B>,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<usize>> {
         let limits = Limits {
             step_tokens: self.settings.step_tokens,
             max_sequences: self.settings.max_sequences,
@@ -338,8 +348,8 @@ impl<B: VisionBackend> Engine<B> {
         cache.set_budget(self.admission.budget());
         self.admission.look_at(cache);
         scheduler.reap(&self.backend, cache);
-        scheduler.admit(limits, &self.admission, &self.backend, cache);
-        scheduler.plan(limits, &self.backend, cache)
+        scheduler.admit(limits, &self.admission, &self.backend, cache, interrupted)?;
+        scheduler.plan(limits, &self.backend, cache, interrupted)
     }
 
     /// Runs the model over the step's rows; returns the logits of those that need them,

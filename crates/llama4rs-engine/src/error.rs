@@ -1,5 +1,7 @@
 //! What can go wrong with a request.
 
+use llama4rs_kv_cache::store::Interrupted;
+
 /// Result of an engine operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -34,6 +36,12 @@ impl From<llama4rs_model::Error> for Error {
             llama4rs_model::Error::Tensor(error) => error.into(),
             other => Error::Compute(other.to_string()),
         }
+    }
+}
+
+impl From<Interrupted> for Error {
+    fn from(_: Interrupted) -> Self {
+        Error::Interrupted
     }
 }
 

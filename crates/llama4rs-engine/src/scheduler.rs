@@ -7,7 +7,7 @@ use llama4rs_tensor::Backend;
 
 use crate::admission::Admission;
 use crate::sequence::Sequence;
-use crate::{Error, FinishReason};
+use crate::{Error, FinishReason, Result};
 
 /// Limits of one step.
 #[derive(Clone, Copy, Debug)]
@@ -38,21 +38,26 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     /// Lets waiting sequences run, in order of arrival, as long as there is room for the
-    /// next one beside those that run. Nobody overtakes the one that waits.
+    /// next one beside those that run. Nobody overtakes the one that waits. An interruption
+    /// leaves everybody where they were.
     pub fn admit<B: Backend>(
         &mut self,
         limits: Limits,
         admission: &Admission,
         backend: &B,
         cache: &mut KvCache<B>,
-    ) {
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<()> {
         if self.blocked || self.waiting.is_empty() {
-            return;
+            return Ok(());
         }
         let mut room = admission.room(cache, &self.running);
         while self.running.len() < limits.max_sequences {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
-            sequence.attach(backend, cache);
+            let Some(mut sequence) = self.waiting.pop_front() else { return Ok(()) };
+            if let Err(error) = sequence.attach(backend, cache, interrupted) {
+                self.waiting.push_front(sequence);
+                return Err(error);
+            }
             if room.add(cache, &sequence) {
                 self.running.push(sequence);
                 continue;
@@ -64,8 +69,9 @@ impl Scheduler {
             }
             self.waiting.push_front(sequence);
             self.blocked = true;
-            return;
+            return Ok(());
         }
+        Ok(())
     }
 
     /// The rows of `running[i]` in the next step. A sequence whose first rows these are
@@ -75,16 +81,17 @@ impl Scheduler {
         limits: Limits,
         backend: &B,
         cache: &mut KvCache<B>,
-    ) -> Vec<usize> {
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<usize>> {
         loop {
             let work: Vec<Work> = self.running.iter().map(Sequence::work).collect();
             let rows = share(limits.step_tokens, &work);
             let mut begun = false;
             for (sequence, &rows) in self.running.iter_mut().zip(&rows) {
-                begun |= rows > 0 && sequence.begin(backend, cache);
+                begun |= rows > 0 && sequence.begin(backend, cache, interrupted)?;
             }
             if !begun {
-                return rows;
+                return Ok(rows);
             }
             self.blocked = false;
         }

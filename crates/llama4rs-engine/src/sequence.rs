@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey, PAGE_TOKENS};
+use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey};
 use llama4rs_tensor::Backend;
 
 use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
@@ -98,15 +98,21 @@ impl Sequence {
 
     /// Lets a sequence that has computed nothing begin with what the cache knows of its
     /// prompt now. The last token is always computed: it gives the first logits.
-    pub fn attach<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) {
+    pub fn attach<B: Backend>(
+        &mut self,
+        backend: &B,
+        cache: &mut KvCache<B>,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<()> {
         let prompt = &self.keys[..self.prompt_len - 1];
-        let all = self.kv.len() == prompt.len() / PAGE_TOKENS * PAGE_TOKENS;
-        if self.keep_logits || all {
-            return;
+        if self.keep_logits || cache.known(&mut self.kv, prompt) <= self.kv.len() {
+            return Ok(());
         }
         cache.release(std::mem::replace(&mut self.kv, cache.sequence()));
-        let known = cache.attach(backend, &mut self.kv, prompt);
-        self.request.mailbox().usage.cached_tokens = known;
+        self.request.mailbox().usage.cached_tokens = 0;
+        let found = cache.attach(backend, &mut self.kv, prompt, interrupted)?;
+        self.request.mailbox().usage.cached_tokens = found;
+        Ok(())
     }
 
     /// Gives back what [`attach`](Self::attach) found.
@@ -116,13 +122,18 @@ impl Sequence {
 
     /// Looks again for a known beginning before the first rows are computed: others may
     /// have computed it meanwhile. Whether this was the first call.
-    pub fn begin<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) -> bool {
+    pub fn begin<B: Backend>(
+        &mut self,
+        backend: &B,
+        cache: &mut KvCache<B>,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
         if self.begun {
-            return false;
+            return Ok(false);
         }
-        self.attach(backend, cache);
+        self.attach(backend, cache, interrupted)?;
         self.begun = true;
-        true
+        Ok(true)
     }
 
     /// Most tokens whose keys and values are ever stored: the last one drawn never is.

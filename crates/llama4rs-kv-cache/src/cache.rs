@@ -10,7 +10,9 @@ use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
 use crate::persist::StoreState;
 use crate::prefix::{Inserted, NodePages, PrefixTree, TokenKey};
-use crate::store::{extend_chain, PageHash, PageSizes, ReadMode, Store, Text};
+use crate::store::{
+    extend_chain, BytesRead, Interrupted, PageHash, PageSizes, ReadMode, Store, Text,
+};
 use crate::PAGE_TOKENS;
 
 /// Which pool a layer's keys and values live in.
@@ -295,17 +297,37 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
+    /// How many of `tokens`, the text of `sequence`, are known, in memory or in the store: the
+    /// most that [`attach`](Self::attach) can find. Reads no pages.
+    pub fn known(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) -> usize {
+        extend_chain(&mut sequence.chain, self.root, tokens);
+        let pages = tokens.len() / PAGE_TOKENS;
+        let text = Text::new(&sequence.chain[..=pages], tokens);
+        let found = self.prefixes.find(text);
+        self.known_pages(text, &found) * PAGE_TOKENS
+    }
+
     /// Lets an empty sequence begin with what is known of `tokens`, in memory or in the
     /// store; returns how many tokens that is, a multiple of [`PAGE_TOKENS`].
-    pub fn attach(&mut self, backend: &B, sequence: &mut SequenceKv, tokens: &[TokenKey]) -> usize {
+    ///
+    /// Every page that comes from the store is read once and checked, which takes a while
+    /// for a long text: `interrupted` is asked meanwhile, and the sequence stays empty when it
+    /// says so.
+    pub fn attach(
+        &mut self,
+        backend: &B,
+        sequence: &mut SequenceKv,
+        tokens: &[TokenKey],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> std::result::Result<usize, Interrupted> {
         debug_assert!(sequence.is_empty(), "only an empty sequence begins with stored pages");
         extend_chain(&mut sequence.chain, self.root, tokens);
         let text = Text::new(&sequence.chain, tokens);
         let found = self.prefixes.find(text);
-        let beginning = self.beginning(backend, text, &found);
+        let beginning = self.beginning(backend, text, &found, interrupted)?;
         let count = beginning.pages;
         if count == 0 {
-            return 0;
+            return Ok(0);
         }
         let len = count * PAGE_TOKENS;
         if self.global.is_some() {
@@ -318,7 +340,7 @@ impl<B: Backend> KvCache<B> {
         sequence.stored = Stored::Pages(count.min(found.len()));
         sequence.persisted = count;
         self.remember(sequence, tokens);
-        len
+        Ok(len)
     }
 
     /// Stores the full pages of a sequence whose tokens are `tokens`, for later
@@ -544,6 +566,11 @@ impl<B: Backend> KvCache<B> {
     /// When the model has no layer of this kind.
     pub fn storage(&self, kind: PoolKind) -> &B::KvPool {
         &self.pool(kind).as_ref().expect("a layer of this kind exists").storage
+    }
+
+    /// Bytes that finding texts in the store has read so far.
+    pub fn bytes_read(&self) -> BytesRead {
+        self.store.as_ref().map(Store::bytes_read).unwrap_or_default()
     }
 
     /// Memory of the pages in use; those that are mapped from files take none.

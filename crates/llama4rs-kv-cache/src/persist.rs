@@ -8,7 +8,7 @@ use llama4rs_tensor::{Backend, Bytes, Error, PageId, Result};
 use crate::cache::{KvCache, Pool, PoolKind, SequenceKv};
 use crate::page_table::PageTable;
 use crate::prefix::{NodePages, TokenKey};
-use crate::store::{self, extend_chain, Pages, Text, SEGMENT_PAGES};
+use crate::store::{self, extend_chain, Interrupted, Pages, Store, Text, SEGMENT_PAGES};
 use crate::PAGE_TOKENS;
 
 /// The first pages of a text: those that a sequence which goes on behind them needs,
@@ -54,12 +54,58 @@ impl<B: Backend> KvCache<B> {
         backend: &B,
         text: Text<'_>,
         found: &[NodePages],
-    ) -> Beginning {
-        let loaded = self.load(text, found);
-        self.take_over(backend, found, loaded).unwrap_or_else(|_| {
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> std::result::Result<Beginning, Interrupted> {
+        let loaded = self.with_store(|cache, store| match store {
+            Some(store) => cache.load(store, text, found, interrupted),
+            None => Ok(Loaded::nothing(cache.usable_in_tree(found))),
+        })?;
+        Ok(self.take_over(backend, found, loaded).unwrap_or_else(|_| {
             // Without memory for the pages in files, those in memory have to do.
-            let pages = self.usable(found.len(), |first| chunked_in_tree(found, first));
+            let pages = self.usable_in_tree(found);
             self.take_over(backend, found, Loaded::nothing(pages)).unwrap_or_default()
+        }))
+    }
+
+    /// How many pages [`beginning`](Self::beginning) would find, as far as the names of
+    /// files tell.
+    pub(crate) fn known_pages(&mut self, text: Text<'_>, found: &[NodePages]) -> usize {
+        self.with_store(|cache, store| match store {
+            Some(store) => {
+                let known = found.len().max(store.available(PoolKind::Global, text, 0));
+                cache.usable_in(store, text, found, known)
+            }
+            None => cache.usable_in_tree(found),
+        })
+    }
+
+    /// Does something with the store, if files can be of use: a model without global layers
+    /// goes on from any chunk.
+    fn with_store<T>(&mut self, work: impl FnOnce(&mut Self, Option<&mut Store>) -> T) -> T {
+        let mut store = self.store.take();
+        let useful = store.as_mut().filter(|_| self.global.is_some());
+        let outcome = work(self, useful);
+        self.store = store;
+        outcome
+    }
+
+    /// Of the pages in the tree the most that a sequence can go on from.
+    fn usable_in_tree(&self, found: &[NodePages]) -> usize {
+        self.usable(found.len(), |first| chunked_in_tree(found, first))
+    }
+
+    /// Of `known` pages the most that a sequence can go on from, by what is in the tree
+    /// and in files.
+    fn usable_in(
+        &self,
+        store: &mut Store,
+        text: Text<'_>,
+        found: &[NodePages],
+        known: usize,
+    ) -> usize {
+        self.usable(known, |first| {
+            let stored = store.available(PoolKind::Chunked, text.first(known), first);
+            chunked_in_tree(found, first).max(stored)
         })
     }
 
@@ -86,36 +132,33 @@ impl<B: Backend> KvCache<B> {
     }
 
     /// Reads from files what the tree lacks.
-    fn load(&mut self, text: Text<'_>, found: &[NodePages]) -> Loaded {
-        let in_tree = |first| chunked_in_tree(found, first);
-        let mut known = found.len();
-        // A model without global layers goes on from any chunk; files would bring little.
-        let store = self.store.take().filter(|_| self.global.is_some());
-        let Some(mut store) = store else {
-            return Loaded::nothing(self.usable(known, in_tree));
-        };
-        known = known.max(store.available(PoolKind::Global, text, 0));
-        let loaded = loop {
-            let pages = self.usable(known, |first| {
-                in_tree(first).max(store.available(PoolKind::Chunked, text.first(known), first))
-            });
+    fn load(
+        &self,
+        store: &mut Store,
+        text: Text<'_>,
+        found: &[NodePages],
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> std::result::Result<Loaded, Interrupted> {
+        let mut known = found.len().max(store.available(PoolKind::Global, text, 0));
+        loop {
+            let pages = self.usable_in(store, text, found, known);
             let (text, first) = (text.first(pages), self.first_of_chunk(pages));
-            let held = [found.len().min(pages), (first + in_tree(first)).min(pages)];
+            let in_tree = (first + chunked_in_tree(found, first)).min(pages);
+            let held = [found.len().min(pages), in_tree];
             if !self.has_room(pages - held[0], pages - held[1]) {
-                break Loaded::nothing(self.usable(found.len(), in_tree));
+                return Ok(Loaded::nothing(self.usable_in_tree(found)));
             }
-            let global = store.read(PoolKind::Global, text, 0, held[0]..pages);
-            let chunked = store.read(PoolKind::Chunked, text, first, held[1]..pages);
+            let global = store.read(PoolKind::Global, text, 0, held[0]..pages, interrupted)?;
+            let chunked =
+                store.read(PoolKind::Chunked, text, first, held[1]..pages, interrupted)?;
             known = (held[0] + global.len()).min(held[1] + chunked.len());
             if known == pages {
                 store.touch(PoolKind::Global, text, 0);
                 store.touch(PoolKind::Chunked, text, first);
-                break Loaded { pages, global, chunked };
+                return Ok(Loaded { pages, global, chunked });
             }
             // A file that is damaged is out of the way now; look again for what is left.
-        };
-        self.store = Some(store);
-        loaded
+        }
     }
 
     /// Whether so many pages of the global and of the chunked layers may be read into memory.
@@ -205,7 +248,7 @@ impl<B: Backend> KvCache<B> {
     fn write(
         &mut self,
         backend: &B,
-        store: &mut store::Store,
+        store: &mut Store,
         sequence: &SequenceKv,
         text: Text<'_>,
         before: usize,
@@ -236,7 +279,7 @@ impl<B: Backend> KvCache<B> {
     fn map_pages(
         &mut self,
         backend: &B,
-        store: &mut store::Store,
+        store: &mut Store,
         sequence: &SequenceKv,
         kind: PoolKind,
         text: Text<'_>,
@@ -248,7 +291,8 @@ impl<B: Backend> KvCache<B> {
             |number: &usize| page(*number).is_some_and(|p| !pool.allocator.is_mapped(p));
         let count = (floor..text.pages()).rev().take_while(in_memory).count();
         let start = text.pages() - count;
-        let bytes = store.read(kind, text, floor, start..text.pages());
+        let bytes = store.read(kind, text, floor, start..text.pages(), &mut || false);
+        let bytes = bytes.unwrap_or_default();
         for (number, bytes) in (start..).zip(bytes) {
             let (Some(page), true) = (page(number), bytes.is_mapped()) else { return };
             let node = self.prefixes.pages(text.hash(number + 1));

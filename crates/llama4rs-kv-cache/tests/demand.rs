@@ -1,5 +1,6 @@
 //! Sequences that were let in by their demand never run out of pages.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use llama4rs_cpu::Cpu;
@@ -93,7 +94,8 @@ fn check(run: Run, files: Option<(&Path, ReadMode)>) -> Result<(), TestCaseError
         KvCache::new(&backend, layout(run.chunk, run.dtype), run.prefix_budget).unwrap();
     if let Some((dir, read)) = files {
         let (dir, fingerprint, budget) = (dir.to_owned(), [1; 32], None);
-        let options = StoreOptions { dir, fingerprint, budget, read };
+        let threads = NonZeroUsize::MIN;
+        let options = StoreOptions { dir, fingerprint, budget, read, threads };
         let sizes = cache.layout().page_sizes();
         cache.set_store(&backend, Store::open(options, sizes).unwrap());
     }
@@ -108,7 +110,9 @@ fn check(run: Run, files: Option<(&Path, ReadMode)>) -> Result<(), TestCaseError
         while let Some(wish) = waiting.last() {
             let keys = wish.keys();
             let mut kv = cache.sequence();
-            cache.attach(&backend, &mut kv, &keys[..keys.len() - 1]);
+            let known = cache.known(&mut kv, &keys[..keys.len() - 1]);
+            let found = cache.attach(&backend, &mut kv, &keys[..keys.len() - 1], &mut || false);
+            prop_assert!(found.unwrap() <= known);
             prop_assert!(cache.bytes_in_use() <= budget);
             let mut demand = Demand::new(layout.clone(), STEP);
             running.iter().for_each(|other| demand.add(&cache, &other.kv, other.keys.len()));

@@ -7,6 +7,7 @@ use llama4rs_checkpoint::{TextConfig, VisionConfig};
 use llama4rs_cpu::InstructionSet;
 use llama4rs_cuda::Cuda;
 use llama4rs_engine::{Engine, Event, Request, RequestOptions, Settings};
+use llama4rs_kv_cache::store::BytesRead;
 use llama4rs_tensor::{AlignedBytes, MappedFile, VisionBackend};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -25,6 +26,7 @@ pub(crate) trait AnyEngine: Send + Sync {
     fn device(&self) -> String;
     fn free_memory(&self) -> Option<usize>;
     fn kv_bytes_in_use(&self) -> Option<usize>;
+    fn kv_bytes_read(&self) -> Option<BytesRead>;
     fn kv_memory(&self) -> Option<usize>;
     fn set_kv_memory(&self, bytes: usize);
     fn take_store_warning(&self) -> Option<String>;
@@ -65,6 +67,10 @@ impl<B: VisionBackend> AnyEngine for Engine<B> {
 
     fn kv_bytes_in_use(&self) -> Option<usize> {
         Engine::kv_bytes_in_use(self)
+    }
+
+    fn kv_bytes_read(&self) -> Option<BytesRead> {
+        Engine::kv_bytes_read(self)
     }
 
     fn kv_memory(&self) -> Option<usize> {

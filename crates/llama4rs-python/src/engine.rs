@@ -1,5 +1,6 @@
 //! `Engine`: one opened model.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use llama4rs_checkpoint::{OpenOptions, TensorReport, WeightSource};
 use llama4rs_cpu::{Arithmetic, Cpu};
 use llama4rs_cuda::Cuda;
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
-use llama4rs_kv_cache::store::{self, ReadMode, StoreOptions};
+use llama4rs_kv_cache::store::{self, BytesRead, ReadMode, StoreOptions};
 use llama4rs_kv_cache::{PoolKind, PAGE_TOKENS};
 use llama4rs_model::{kv_layout, Llama4, VisionModel};
 use llama4rs_tensor::{KvDtype, PageForm, VisionBackend, WeightFormat};
@@ -193,7 +194,11 @@ fn open_store<B: VisionBackend>(
     let weights =
         llama4rs_checkpoint::weights_digest(wanted.path, &wanted.open, Some(&memo), progress)?;
     let fingerprint = store::fingerprint(&weights, engine.settings().kv_dtype, numerics);
-    let options = StoreOptions { dir: dir.clone(), fingerprint, budget: *budget, read: *read };
+    let threads = NonZeroUsize::new(wanted.open.threads.unwrap_or(0))
+        .map_or_else(std::thread::available_parallelism, Ok)
+        .unwrap_or(NonZeroUsize::MIN);
+    let (dir, budget, read) = (dir.clone(), *budget, *read);
+    let options = StoreOptions { dir, fingerprint, budget, read, threads };
     engine.open_store(options).map_err(OpenError::Store)
 }
 
@@ -337,6 +342,16 @@ impl Engine {
     /// Bytes of key/value pages in use; `None` while a step is being computed.
     fn kv_bytes_in_use(&self) -> Option<usize> {
         self.engine.kv_bytes_in_use()
+    }
+
+    /// Bytes read from `kv_dir` to find texts and to check their pages; `None` while a step
+    /// is being computed.
+    fn kv_bytes_read<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(BytesRead { pages, meta }) = self.engine.kv_bytes_read() else { return Ok(None) };
+        let dict = PyDict::new(py);
+        dict.set_item("pages", pages)?;
+        dict.set_item("meta", meta)?;
+        Ok(Some(dict))
     }
 
     /// Sizes of the model and where its bytes go.

@@ -15,9 +15,9 @@
 //! chain    hashes of a text's page boundaries
 //! name     file names           format   bytes of a file
 //! index    what the names tell  segment  one file, open
-//! path     a text's files       write    new files
-//! upkeep   budget, leftovers, listing, verifying, pruning
-//! disk     every system call
+//! path     a text's files       read     their pages, by several threads
+//! write    new files            upkeep   budget, leftovers, listing, verifying, pruning
+//! disk     every system call    parallel jobs in order
 //! ```
 
 mod chain;
@@ -26,7 +26,9 @@ mod error;
 mod format;
 mod index;
 mod name;
+mod parallel;
 mod path;
+mod read;
 mod segment;
 mod upkeep;
 mod write;
@@ -36,6 +38,7 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -43,6 +46,7 @@ use std::time::SystemTime;
 pub use chain::{extend_chain, fingerprint, Fingerprint, PageHash, Text};
 pub use error::{Error, Result};
 pub use format::MAX_PAGES as SEGMENT_PAGES;
+pub use read::{BytesRead, Interrupted};
 pub use segment::ReadMode;
 pub use upkeep::{list, prune, verify, Prune, Pruned, SegmentInfo, VerifyReport};
 pub use write::Pages;
@@ -63,6 +67,8 @@ pub struct StoreOptions {
     pub budget: Option<u64>,
     /// How pages come into memory.
     pub read: ReadMode,
+    /// Threads that check pages when a text is found.
+    pub threads: NonZeroUsize,
 }
 
 /// Makes the directory of a store if need be, for its owner only.
@@ -106,6 +112,7 @@ pub struct Store {
     begun: u64,
     /// When each path was last marked as used, by its last file.
     touched: path::Touched,
+    counters: read::Counters,
 }
 
 impl Store {
@@ -127,7 +134,16 @@ impl Store {
         // Distinct among processes that share the directory and a process number.
         let begun = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let begun = begun.as_nanos() as u64;
-        Ok(Self { disk, options, sizes, root, index, begun, touched })
+        Ok(Self {
+            disk,
+            options,
+            sizes,
+            root,
+            index,
+            begun,
+            touched,
+            counters: read::Counters::default(),
+        })
     }
 
     /// The directory.

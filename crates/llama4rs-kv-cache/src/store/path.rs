@@ -1,15 +1,12 @@
-//! From a text to the files that hold its pages, and to their bytes.
+//! From a text to the files that hold its pages.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime};
 
-use llama4rs_tensor::Bytes;
-
 use super::name::SegmentName;
-use super::segment::Segment;
-use super::{Error, Result, Store, Text};
-use crate::{PoolKind, PAGE_TOKENS};
+use super::read::common_pages;
+use super::{Error, Store, Text};
+use crate::PoolKind;
 
 /// A path is marked as used at most this often while it is only read.
 const TOUCH_PAUSE: Duration = Duration::from_secs(30);
@@ -25,6 +22,16 @@ pub(super) struct Stretch {
 }
 
 impl Stretch {
+    /// Its first page in the text.
+    pub fn start(&self) -> usize {
+        self.name.start as usize
+    }
+
+    /// The page behind it.
+    pub fn end(&self) -> usize {
+        self.start() + self.pages
+    }
+
     /// Whether all of the file's pages are the text's.
     pub fn is_whole(&self) -> bool {
         self.pages == self.name.pages as usize
@@ -37,66 +44,6 @@ impl Store {
     /// files are sound turns out when they are [read](Self::read).
     pub fn available(&mut self, pool: PoolKind, text: Text<'_>, floor: usize) -> usize {
         self.path(pool, text, floor).iter().map(|stretch| stretch.pages).sum()
-    }
-
-    /// The bytes of pages `wanted` of `text`, from the first on, as many as are stored
-    /// and sound. Files that are not are removed. `floor` as in
-    /// [`available`](Self::available).
-    pub fn read(
-        &mut self,
-        pool: PoolKind,
-        text: Text<'_>,
-        floor: usize,
-        wanted: Range<usize>,
-    ) -> Vec<Bytes> {
-        if wanted.is_empty() {
-            return Vec::new();
-        }
-        let mut read = Vec::with_capacity(wanted.len());
-        let mut scratch = Vec::new();
-        let mut start = floor;
-        for stretch in self.path(pool, text, floor) {
-            let here = start..start + stretch.pages;
-            let pages = here.start.max(wanted.start)..here.end.min(wanted.end);
-            start = here.end;
-            if pages.is_empty() {
-                continue;
-            }
-            if pages.start != wanted.start + read.len() {
-                break;
-            }
-            let outcome = self.read_stretch(&stretch, text, pages, &mut read, &mut scratch);
-            if let Err(error) = outcome {
-                self.blame(&stretch.name, &error);
-                break;
-            }
-        }
-        read
-    }
-
-    fn read_stretch(
-        &mut self,
-        stretch: &Stretch,
-        text: Text<'_>,
-        pages: Range<usize>,
-        read: &mut Vec<Bytes>,
-        scratch: &mut Vec<u8>,
-    ) -> Result<()> {
-        let (name, first) = (stretch.name, stretch.name.start as usize);
-        let mut segment = self.open_segment(&name)?;
-        if common_pages(&segment, text) < stretch.pages {
-            return Err(Error::damaged(&self.file(&name), "its token keys are others"));
-        }
-        for page in pages {
-            let bytes = segment.meta.pages[page - first].bytes;
-            let expected = self.sizes.of(name.pool, page);
-            if bytes != expected as u64 {
-                let problem = format!("page {page} has {bytes} bytes, expected {expected}");
-                return Err(Error::damaged(&self.file(&name), problem));
-            }
-            read.push(segment.page(&*self.disk, page - first, self.options.read, scratch)?);
-        }
-        Ok(())
     }
 
     /// The files that hold `text` from page `floor` on, without a gap.
@@ -144,22 +91,13 @@ impl Store {
         }
     }
 
-    fn open_segment(&self, name: &SegmentName) -> Result<Segment> {
-        let path = self.file(name);
-        let segment = Segment::open(&*self.disk, &path)?;
-        match segment.meta.header.fingerprint == self.options.fingerprint {
-            true => Ok(segment),
-            false => Err(Error::damaged(&path, "its fingerprint is another model's")),
-        }
-    }
-
     pub(super) fn file(&self, name: &SegmentName) -> std::path::PathBuf {
         self.options.dir.join(name.to_string())
     }
 
     /// Draws the consequence of a file that cannot be used: a damaged one is removed,
     /// so that its pages are stored anew; any other is left alone and not tried again.
-    fn blame(&mut self, name: &SegmentName, error: &Error) {
+    pub(super) fn blame(&mut self, name: &SegmentName, error: &Error) {
         self.index.refuse(name);
         if error.is_damage() {
             let _ = self.disk.remove(&self.file(name));
@@ -185,12 +123,4 @@ impl Store {
             let _ = self.disk.set_used(&self.file(&stretch.name), now);
         }
     }
-}
-
-/// The first pages of a segment whose token keys are those of the text.
-fn common_pages(segment: &Segment, text: Text<'_>) -> usize {
-    let start = segment.meta.header.start as usize;
-    let rest = text.page_keys(start..text.pages());
-    let pages = segment.meta.keys.chunks_exact(PAGE_TOKENS);
-    pages.zip(rest.chunks_exact(PAGE_TOKENS)).take_while(|(stored, keys)| stored == keys).count()
 }

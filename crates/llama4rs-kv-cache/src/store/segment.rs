@@ -26,6 +26,7 @@ pub(super) struct Segment {
     file: File,
     pub meta: Meta,
     map: Option<MappedFile>,
+    meta_bytes_read: u64,
 }
 
 impl Segment {
@@ -42,12 +43,13 @@ impl Segment {
         Header::parse(&meta).map_err(refuse)?;
         let mut footer = [0; FOOTER_BYTES];
         read_at(disk, path, &file, &mut footer, length - FOOTER_BYTES as u64)?;
+        let meta_bytes_read = (meta.len() + footer.len()) as u64;
         let meta = Meta::parse(&meta, length, &footer).map_err(refuse)?;
         let name = meta.header.name().to_string();
         if path.file_name().is_none_or(|found| found != name.as_str()) {
             return Err(Error::damaged(path, format!("its header is that of {name}")));
         }
-        Ok(Self { path: path.to_owned(), file, meta, map: None })
+        Ok(Self { path: path.to_owned(), file, meta, map: None, meta_bytes_read })
     }
 
     /// Reads a page with explicit calls and compares its checksum. The bytes are in
@@ -75,29 +77,30 @@ impl Segment {
         self.read_checked(disk, index, scratch)
     }
 
-    /// A page's bytes, checked.
+    /// Lets [`page`](Self::page) give pages that stay in the file.
+    pub fn map(&mut self) -> Result<()> {
+        self.map = Some(MappedFile::map(&self.file, &self.path)?);
+        Ok(())
+    }
+
+    /// A page's bytes, checked; a copy unless the file is [mapped](Self::map).
     ///
     /// They are read before they are mapped: a file that was cut short or cannot be
     /// read is an error here and no SIGBUS later.
-    pub fn page(
-        &mut self,
-        disk: &dyn Disk,
-        index: usize,
-        mode: ReadMode,
-        scratch: &mut Vec<u8>,
-    ) -> Result<Bytes> {
+    pub fn page(&self, disk: &dyn Disk, index: usize, scratch: &mut Vec<u8>) -> Result<Bytes> {
         let page = self.meta.pages[index];
-        if mode == ReadMode::Copy {
+        let Some(map) = &self.map else {
             let mut bytes = AlignedBytes::zeroed(page.bytes as usize)?;
             self.read_checked(disk, index, &mut bytes)?;
             return Ok(bytes.into());
-        }
-        self.check(disk, index, scratch)?;
-        let map = match &self.map {
-            Some(map) => map,
-            None => self.map.insert(MappedFile::map(&self.file, &self.path)?),
         };
+        self.check(disk, index, scratch)?;
         Ok(Bytes::mapped(map, page.range())?)
+    }
+
+    /// What opening it has read.
+    pub fn meta_bytes_read(&self) -> u64 {
+        self.meta_bytes_read
     }
 }
 

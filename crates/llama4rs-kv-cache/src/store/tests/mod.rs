@@ -56,7 +56,7 @@ impl Sample {
     /// Checks that what is stored of this text is right, and returns how many pages.
     pub fn check(&self, store: &mut Store, pool: PoolKind) -> usize {
         let wanted = 0..self.text().pages();
-        let pages = store.read(pool, self.text(), 0, wanted);
+        let pages = read_pages(store, pool, self.text(), 0, wanted);
         for (number, bytes) in pages.iter().enumerate() {
             assert!(**bytes == *self.page(pool, number), "a wrong page {number} of {pool:?}");
         }
@@ -72,7 +72,19 @@ impl Pages for Sample {
 
 pub(super) fn options(dir: &Path) -> StoreOptions {
     let dir = dir.join("kv");
-    StoreOptions { dir, fingerprint: FINGERPRINT, budget: None, read: ReadMode::Map }
+    let threads = NonZeroUsize::new(2).unwrap();
+    StoreOptions { dir, fingerprint: FINGERPRINT, budget: None, read: ReadMode::Map, threads }
+}
+
+/// Pages, read without an interruption.
+pub(super) fn read_pages(
+    store: &mut Store,
+    pool: PoolKind,
+    text: Text<'_>,
+    floor: usize,
+    wanted: std::ops::Range<usize>,
+) -> Vec<llama4rs_tensor::Bytes> {
+    store.read(pool, text, floor, wanted, &mut || false).unwrap()
 }
 
 /// In memory where there is such a place: the tests make thousands of stores.
@@ -119,7 +131,7 @@ fn what_is_written_is_read_in_either_mode() {
         let mut store = Store::open(options, SIZES).unwrap();
         for pool in POOLS {
             assert_eq!(sample.check(&mut store, pool), 130);
-            let part = store.read(pool, sample.text(), 0, 126..129);
+            let part = read_pages(&mut store, pool, sample.text(), 0, 126..129);
             assert_eq!(part.len(), 3);
             for (bytes, number) in part.iter().zip(126..) {
                 assert_eq!(**bytes, *sample.page(pool, number));
@@ -179,7 +191,7 @@ fn chunked_pages_begin_at_a_chunk_and_go_first_after_it() {
     store.write(PoolKind::Chunked, sample.text(), 6, &sample).unwrap();
     assert_eq!(store.available(PoolKind::Chunked, sample.text(), 6), 4);
     assert_eq!(store.available(PoolKind::Chunked, sample.text(), 0), 0);
-    let pages = store.read(PoolKind::Chunked, sample.text(), 6, 7..10);
+    let pages = read_pages(&mut store, PoolKind::Chunked, sample.text(), 6, 7..10);
     assert_eq!(*pages[0], *sample.page(PoolKind::Chunked, 7));
     let mut fork = [1; 10];
     fork[8..].fill(2);
@@ -190,4 +202,82 @@ fn chunked_pages_begin_at_a_chunk_and_go_first_after_it() {
     prune(store.dir(), &Prune { budget, ..Prune::default() }).unwrap();
     let left = |sample: &Sample| open(&dir).available(PoolKind::Chunked, sample.text(), 6);
     assert_eq!((left(&sample), left(&other)), (4, 0), "a fork does not retire what it shares");
+}
+
+#[test]
+fn every_byte_that_is_needed_is_read_once() {
+    let dir = temp_dir();
+    let sample = Sample::new(&[1; 300]);
+    for pool in POOLS {
+        open(&dir).write(pool, sample.text(), 0, &sample).unwrap();
+    }
+    let bytes = |pool, pages: std::ops::Range<usize>| -> u64 {
+        pages.map(|page| SIZES.of(pool, page) as u64).sum()
+    };
+    for threads in [1, 2, 5] {
+        for (pool, wanted, files) in [
+            (PoolKind::Global, 0..300, 3),
+            (PoolKind::Global, 0..1, 1),
+            (PoolKind::Global, 127..129, 2),
+            (PoolKind::Chunked, 250..290, 2),
+            (PoolKind::Chunked, 9..9, 0),
+        ] {
+            let threads = NonZeroUsize::new(threads).unwrap();
+            let options = StoreOptions { threads, ..options(dir.path()) };
+            let mut store = Store::open(options, SIZES).unwrap();
+            let read = read_pages(&mut store, pool, sample.text(), 0, wanted.clone());
+            for (page, bytes) in wanted.clone().zip(&read) {
+                assert_eq!(**bytes, *sample.page(pool, page), "page {page} with {threads} threads");
+            }
+            let counted = store.bytes_read();
+            assert_eq!(counted.pages, bytes(pool, wanted));
+            assert!(counted.meta <= files * (format::MAX_META_BYTES + 64) as u64);
+        }
+    }
+}
+
+#[test]
+fn an_interruption_of_reading_is_no_damage() {
+    let dir = temp_dir();
+    let options = StoreOptions { threads: NonZeroUsize::MIN, ..options(dir.path()) };
+    let mut store = Store::open(options, SIZES).unwrap();
+    let sample = Sample::new(&[1; 200]);
+    store.write(PoolKind::Chunked, sample.text(), 0, &sample).unwrap();
+    for after in [0, 1, 2, 30] {
+        let mut asked = 0;
+        let mut interrupted = || {
+            asked += 1;
+            asked > after
+        };
+        let read = store.read(PoolKind::Chunked, sample.text(), 0, 0..200, &mut interrupted);
+        assert_eq!(read.err(), Some(Interrupted));
+        assert_eq!(asked, after + 1, "nobody is asked again");
+    }
+    assert_eq!(sample.check(&mut store, PoolKind::Chunked), 200);
+}
+
+/// Several files are damaged: what one thread would find is found, and all but the first of
+/// them may stay.
+#[test]
+fn pages_end_before_the_first_damage() {
+    for (bad, expected) in [(vec![0], 0), (vec![1], 128), (vec![2, 1], 128), (vec![2], 256)] {
+        let dir = temp_dir();
+        let sample = Sample::new(&[1; 300]);
+        let mut store = open(&dir);
+        store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
+        let mut paths = files(&store);
+        paths.sort_by_key(|path| {
+            name::SegmentName::parse(path.file_name().unwrap().to_str().unwrap()).unwrap().start
+        });
+        for &bad in &bad {
+            let mut bytes = std::fs::read(&paths[bad]).unwrap();
+            bytes[(64 << 10) + 3] ^= 1;
+            std::fs::remove_file(&paths[bad]).unwrap();
+            std::fs::write(&paths[bad], bytes).unwrap();
+        }
+        assert_eq!(sample.check(&mut store, PoolKind::Global), expected);
+        let first = *bad.iter().min().unwrap();
+        assert!(!paths[first].exists(), "a damaged file is removed");
+        assert_eq!(files(&store).len(), 2);
+    }
 }

@@ -62,7 +62,7 @@ fn a_reader_keeps_what_is_evicted() {
     let sample = Sample::new(&[1; 3]);
     let mut store = open(&dir);
     store.write(PoolKind::Global, sample.text(), 0, &sample).unwrap();
-    let pages = store.read(PoolKind::Global, sample.text(), 0, 0..3);
+    let pages = read_pages(&mut store, PoolKind::Global, sample.text(), 0, 0..3);
     prune(store.dir(), &Prune { budget: Some(0), ..Prune::default() }).unwrap();
     assert_eq!(list(store.dir()).unwrap(), []);
     for (number, bytes) in pages.iter().enumerate() {

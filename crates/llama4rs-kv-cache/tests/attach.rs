@@ -1,0 +1,125 @@
+//! What a sequence finds of its text, and what is read for it.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use llama4rs_cpu::Cpu;
+use llama4rs_kv_cache::store::{Interrupted, ReadMode, Store, StoreOptions};
+use llama4rs_kv_cache::{KvCache, KvLayout, KvStep, PoolKind, TokenKey, PAGE_TOKENS};
+use llama4rs_tensor::{KvDtype, PageForm};
+
+/// Tokens of a chunk: four pages.
+const CHUNK: usize = 4 * PAGE_TOKENS;
+
+fn layout(dtype: KvDtype) -> KvLayout {
+    use PoolKind::{Chunked, Global};
+    KvLayout {
+        layers: vec![Chunked, Chunked, Global],
+        chunk_size: Some(CHUNK),
+        num_kv_heads: 1,
+        head_dim: 16,
+        dtype,
+        mapped: false,
+    }
+}
+
+/// A cache of a later process: it knows only what is in `dir`.
+fn cache(backend: &Cpu, dtype: KvDtype, dir: &Path, read: ReadMode) -> KvCache<Cpu> {
+    let mut cache = KvCache::new(backend, layout(dtype), 1 << 30).unwrap();
+    let (dir, threads) = (dir.to_owned(), NonZeroUsize::new(3).unwrap());
+    let options = StoreOptions { dir, fingerprint: [1; 32], budget: None, read, threads };
+    let store = Store::open(options, cache.layout().page_sizes()).unwrap();
+    cache.set_store(backend, store);
+    cache
+}
+
+fn text(tokens: usize) -> Vec<TokenKey> {
+    (0..tokens as u64).map(|i| i * i).collect()
+}
+
+/// Reads a text as a request does; returns how much of it was known.
+fn compute(backend: &Cpu, cache: &mut KvCache<Cpu>, keys: &[TokenKey]) -> usize {
+    let mut kv = cache.sequence();
+    let known = cache.attach(backend, &mut kv, &keys[..keys.len() - 1], &mut || false).unwrap();
+    while kv.len() < keys.len() {
+        let count = (keys.len() - kv.len()).min(100);
+        cache.extend(backend, &mut kv, count, 0, &mut KvStep::default()).unwrap();
+        cache.commit(&mut kv, count);
+        cache.remember(&mut kv, keys);
+        cache.persist(backend, &mut kv, keys, false);
+    }
+    cache.persist(backend, &mut kv, keys, true);
+    cache.release(kv);
+    known
+}
+
+/// What the next token needs: the global layers' pages of the whole text, and the chunked
+/// layers' of its chunk.
+fn needed_bytes(dtype: KvDtype, pages: usize) -> usize {
+    let layout = layout(dtype);
+    let global = layout.geometry(PoolKind::Global);
+    let (exact, full) = match dtype.is_quantised() {
+        true => (1, PageForm::Sealed),
+        false => (0, PageForm::Exact),
+    };
+    let chunked = layout.geometry(PoolKind::Chunked).page_bytes(PageForm::Exact);
+    exact * global.page_bytes(PageForm::Exact)
+        + (pages - exact) * global.page_bytes(full)
+        + pages % (CHUNK / PAGE_TOKENS) * chunked
+}
+
+#[test]
+fn no_byte_is_read_that_the_next_token_does_not_need() {
+    let backend = Cpu::new(Some(1)).unwrap();
+    for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8, KvDtype::Int4] {
+        // At a boundary of a chunk, and inside of one.
+        for pages in [8, 9, 11, 132, 130] {
+            let dir = tempfile::tempdir().unwrap();
+            let keys = text(pages * PAGE_TOKENS + 1);
+            let mut first = cache(&backend, dtype, dir.path(), ReadMode::Map);
+            compute(&backend, &mut first, &keys);
+            for read in [ReadMode::Map, ReadMode::Copy] {
+                let mut later = cache(&backend, dtype, dir.path(), read);
+                let mut kv = later.sequence();
+                assert_eq!(later.known(&mut kv, &keys), pages * PAGE_TOKENS);
+                assert_eq!(later.bytes_read().pages, 0, "names tell what is known");
+                let mut attach = |kv| later.attach(&backend, kv, &keys, &mut || false);
+                assert_eq!(attach(&mut kv), Ok(pages * PAGE_TOKENS));
+                assert_eq!(later.bytes_read().pages, needed_bytes(dtype, pages) as u64);
+                // What is in memory is not read again.
+                let mut other = later.sequence();
+                let before = later.bytes_read();
+                later.attach(&backend, &mut other, &keys, &mut || false).unwrap();
+                assert_eq!(later.bytes_read(), before);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_interruption_while_a_text_is_read_leaves_nothing_half_done() {
+    let backend = Cpu::new(Some(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let keys = text(140 * PAGE_TOKENS + 70);
+    compute(&backend, &mut cache(&backend, KvDtype::F32, dir.path(), ReadMode::Map), &keys);
+    for read in [ReadMode::Map, ReadMode::Copy] {
+        for after in [0, 1, 5, 100] {
+            let mut later = cache(&backend, KvDtype::F32, dir.path(), read);
+            let (mut kv, mut asked) = (later.sequence(), 0);
+            let mut interrupted = || {
+                asked += 1;
+                asked > after
+            };
+            let outcome = later.attach(&backend, &mut kv, &keys, &mut interrupted);
+            // Other threads may have done everything before the caller's is asked again.
+            match outcome {
+                Err(Interrupted) => assert!(kv.is_empty() && later.bytes_in_use() == 0),
+                Ok(found) => assert!(after > 0 && found == 141 * PAGE_TOKENS),
+            }
+            later.release(kv);
+            let mut kv = later.sequence();
+            let found = later.attach(&backend, &mut kv, &keys, &mut || false);
+            assert_eq!(found, Ok(141 * PAGE_TOKENS));
+        }
+    }
+}
