@@ -57,6 +57,37 @@ def test_the_seed_decides(tiny: Path, tmp_path: Path) -> None:
     assert (first != other).any()
 
 
+def test_a_model_that_is_nowhere_on_disk(tiny: Path) -> None:
+    tokens = [1, 2, 3]
+    stored, made = (
+        Engine(path, device="cpu", max_context=64) for path in (str(tiny), "synth:tiny")
+    )
+    assert (stored.logits(tokens) == made.logits(tokens)).all()
+    assert stored.summary() == made.summary()
+    with pytest.raises(llama4rs.CheckpointError, match="scout-layers=N"):
+        Engine("synth:huge")
+
+
+@pytest.mark.parametrize("kv_cache", ["bf16", "int8"])
+def test_a_text_that_is_filled_and_not_computed(tiny: Path, kv_cache: str) -> None:
+    # 8448 tokens are a chunk and 4 pages: the fourth is still computed.
+    engine = Engine(str(tiny), device="cpu", threads=2, max_context=9000, kv_cache=kv_cache)
+    prompt = np.random.default_rng(2).integers(0, 32000, 8450).tolist()
+    request = engine.submit(prompt, max_tokens=3, filled_to=8449)
+    events = []
+    while (event := request.next()) is not None:
+        events.append(event)
+    assert [event.prefilled for event in events] == [8448, 8450, 8450, 8450]
+    assert request.usage == {"prompt_tokens": 8450, "completion_tokens": 3, "cached_tokens": 0}
+    computed = request.expert_usage().sum(axis=1)
+    assert (computed == 128 + 2 + 2).all(), computed
+    # What says nothing is kept for nobody.
+    again = engine.submit(prompt[:300], max_tokens=1)
+    while again.next() is not None:
+        pass
+    assert again.usage["cached_tokens"] == 0
+
+
 def test_a_callback_that_raises_leaves_nothing(tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
         raise KeyError("stop")

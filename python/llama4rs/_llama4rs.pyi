@@ -89,7 +89,8 @@ class GpuProbe:
 
     Each method returns a dict: `seconds` of one operation, once for each of `rounds` replays of a
     graph that holds several; `bytes` that the algorithm must move; its `operations` (additions and
-    multiplications). Weights are others each time, so that no cache holds them. Raises
+    multiplications). Weights are others each time, so that no cache holds them. With no rounds the
+    operation is done once, for counters. Raises
     `DeviceError` without a device and `ValueError` for sizes that an operation does not take.
     """
 
@@ -223,7 +224,11 @@ def synth(
 
 @final
 class Engine:
-    """One opened model and the requests that run on it. Safe to use from many threads."""
+    """One opened model and the requests that run on it. Safe to use from many threads.
+
+    `path` is a directory, or `"synth:SHAPE"` for random weights of a shape of `synth`, which are made
+    in memory as they are brought to the device.
+    """
 
     def __new__(
         cls,
@@ -290,10 +295,13 @@ class Engine:
         seed: int = 0,
         logprobs: int | None = None,
         image_features: npt.NDArray[np.float32] | None = None,
+        filled_to: int = 0,
     ) -> Request:
         """Queues a prompt. `logprobs=n` reports the chosen token's and the n best tokens' log
         probabilities. `image_features` `[patches, hidden]` (from `encode_image`) replace the
-        embeddings of the prompt's patch tokens, in order. Raises `RequestError` for an
+        embeddings of the prompt's patch tokens, in order. `filled_to` is for measurements behind
+        long texts: the prompt's tokens from the 129th up to there (whole pages of 64) are not
+        computed, their keys and values repeat those of the page before. Raises `RequestError` for an
         empty prompt, an id outside of the vocabulary, a prompt longer than `max_context`, or an
         option out of range; `OutOfMemoryError` for one that needs more than `kv_memory`."""
     def encode_image(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -32,8 +32,8 @@ def synth(
     Args:
         destination: Directory to make.
         shape: ``"tiny"``, ``"edge"`` (16 layers, 2048 wide, 3.7 billion parameters),
-            ``"scout-layers=N"`` or ``"maverick-layers=N"`` (N layers of the published sizes). All
-            have a vocabulary of 32000.
+            ``"scout-layers=N"`` or ``"maverick-layers=N"`` (N layers of the published sizes), each
+            with a vocabulary of 32000; ``"scout"`` is all of Scout's text model.
         weights: Format of the decoder's matrices, as for `Llama4`.
         policy: Other formats for some matrices, as for `Llama4`.
         seed: The same seed gives the same bytes.

@@ -205,7 +205,7 @@ pub enum Error {
         problem: String,
     },
     /// No synthetic model of this name.
-    #[error("unknown shape {name:?}; expected tiny, edge, scout-layers=N or maverick-layers=N with N from 1 to 48")]
+    #[error("unknown shape {name:?}; expected tiny, edge, scout, scout-layers=N or maverick-layers=N with N from 1 to 48")]
     UnknownShape {
         /// What was asked for.
         name: String,

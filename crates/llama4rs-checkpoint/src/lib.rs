@@ -74,7 +74,7 @@ pub use open::{open, OpenOptions};
 pub use pack::{pack, PackOptions, PackReport};
 pub use policy::{planned_tensors, FormatRule};
 pub use progress::{Progress, Silent};
-pub use synth::{synth, SynthOptions, SynthShape};
+pub use synth::{synth, SynthOptions, SynthShape, SyntheticSource};
 pub use tensor_specs::{tensor_specs, Role, TensorShape, TensorSpec};
 pub use verify::{verify, VerifyReport};
 pub use weight_source::{TensorReport, WeightSource};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use llama4rs_checkpoint::{
     open, synth, verify, ErrorKind, OpenOptions, Progress, Silent, SynthOptions, SynthShape,
+    SyntheticSource, WeightSource,
 };
 
 fn options(weights: &str, threads: usize) -> SynthOptions {
@@ -91,4 +92,27 @@ fn an_existing_model_is_replaced_only_by_force() {
     synth(&path, SynthShape::Tiny, &force, &Silent).unwrap();
     let model = open(&path, &OpenOptions::default(), &Silent).unwrap();
     assert_eq!(model.weights().to_string(), "int8/g64");
+}
+
+#[test]
+fn a_model_in_memory_has_the_bytes_of_one_on_disk() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("model");
+    synth(&path, SynthShape::Tiny, &options("int4/g128", 2), &Silent).unwrap();
+    let stored = open(&path, &OpenOptions::default(), &Silent).unwrap();
+    let weights = "int4/g128".parse().unwrap();
+    let made = SyntheticSource::new(SynthShape::Tiny, weights, &[], 0, Some(3)).unwrap();
+    assert_eq!(made.report(), stored.report());
+    for tensor in made.report() {
+        match tensor.format {
+            Some(_) => {
+                let (made, stored) = (made.matrix(&tensor.name), stored.matrix(&tensor.name));
+                assert!(made.unwrap().bytes() == stored.unwrap().bytes(), "{}", tensor.name);
+            }
+            None => {
+                assert_eq!(made.vector(&tensor.name).unwrap(), stored.vector(&tensor.name).unwrap())
+            }
+        }
+    }
+    assert!(made.matrix("norm").is_err() && made.vector("layers.9.x").is_err());
 }

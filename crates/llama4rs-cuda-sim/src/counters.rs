@@ -20,6 +20,8 @@ pub struct Counts {
     pub bytes_written: u64,
     /// 32-byte sectors that these reads touched, per instruction of a warp.
     pub sectors_read: u64,
+    /// Different sectors that each launch read, if footprints are taken.
+    pub distinct_sectors: u64,
     /// The same for writes.
     pub sectors_written: u64,
     /// Passes over the banks of shared memory.
@@ -38,6 +40,7 @@ impl Counts {
         self.bytes_read += o.bytes_read;
         self.bytes_written += o.bytes_written;
         self.sectors_read += o.sectors_read;
+        self.distinct_sectors += o.distinct_sectors;
         self.sectors_written += o.sectors_written;
         self.shared_wavefronts += o.shared_wavefronts;
         self.shared_ideal += o.shared_ideal;
@@ -53,8 +56,8 @@ pub fn json(counts: &BTreeMap<String, Counts>) -> String {
             out,
             "{comma}\"{name}\":{{\"launches\":{},\"blocks\":{},\"instructions\":{},\
              \"lane_instructions\":{},\"bytes_read\":{},\"bytes_written\":{},\
-             \"sectors_read\":{},\"sectors_written\":{},\"shared_wavefronts\":{},\
-             \"shared_ideal\":{}}}",
+             \"sectors_read\":{},\"distinct_sectors\":{},\"sectors_written\":{},\
+             \"shared_wavefronts\":{},\"shared_ideal\":{}}}",
             c.launches,
             c.blocks,
             c.instructions,
@@ -62,6 +65,7 @@ pub fn json(counts: &BTreeMap<String, Counts>) -> String {
             c.bytes_read,
             c.bytes_written,
             c.sectors_read,
+            c.distinct_sectors,
             c.sectors_written,
             c.shared_wavefronts,
             c.shared_ideal

@@ -21,6 +21,7 @@
 //! | `LLAMA4RS_SIM_CAPABILITY` | compute capability, such as `9.0` |
 //! | `LLAMA4RS_SIM_MEMORY` | bytes of memory, such as `4G`; `2G` unless set |
 //! | `LLAMA4RS_SIM_SKIP` | what not to watch, of `races`, `unwritten`, `counters`, separated by commas |
+//! | `LLAMA4RS_SIM_FOOTPRINT` | `1` counts the different sectors that a launch reads, too |
 //! | `LLAMA4RS_SIM_TIMEOUT` | seconds after which a kernel counts as endless; 120 unless set |
 //! | `LLAMA4RS_SIM_LEAKS` | `1` prints what was not freed when the context ends |
 //! | `RAYON_NUM_THREADS` | host threads that run blocks |

@@ -29,6 +29,8 @@ const ALIGN: u64 = 512;
 const GAP: u64 = 512;
 /// Addresses reserved for each byte of memory: as many as the host grants.
 const ADDRESSES: [u64; 4] = [16, 8, 4, 2];
+/// Bytes that memory moves at once.
+const SECTOR: u64 = 32;
 /// Freed allocations that reports remember.
 const REMEMBERED: usize = 4096;
 
@@ -72,6 +74,8 @@ pub struct Memory {
     bytes: MmapRaw,
     /// One bit for each byte that was written.
     written: MmapRaw,
+    /// One bit for each sector that the kernel of the moment has read.
+    footprint: MmapRaw,
     /// Bytes that may be allocated.
     capacity: u64,
     heap: Mutex<Heap>,
@@ -85,10 +89,11 @@ impl Memory {
         };
         let both = |times: u64| {
             let addresses = capacity.saturating_mul(times).next_multiple_of(1 << 16);
-            Ok((reserve(addresses)?, reserve(addresses / 8)?))
+            let notes = [reserve(addresses / 8)?, reserve(addresses / SECTOR / 8)?];
+            Ok((reserve(addresses)?, notes))
         };
         let granted = ADDRESSES.into_iter().map(both).find(std::io::Result::is_ok);
-        let (bytes, written) = granted.unwrap_or_else(|| both(1))?;
+        let (bytes, [written, footprint]) = granted.unwrap_or_else(|| both(1))?;
         let heap = Heap {
             live: BTreeMap::new(),
             freed: VecDeque::new(),
@@ -97,7 +102,7 @@ impl Memory {
             count: 0,
             snapshot: None,
         };
-        Ok(Self { bytes, written, capacity, heap: Mutex::new(heap) })
+        Ok(Self { bytes, written, footprint, capacity, heap: Mutex::new(heap) })
     }
 
     fn heap(&self) -> MutexGuard<'_, Heap> {
@@ -300,6 +305,37 @@ impl Memory {
         if byte.load(Ordering::Relaxed) & mask != mask {
             byte.fetch_or(mask, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that a kernel read the sectors of `bytes` bytes at `address`.
+    #[inline]
+    pub fn note_read(&self, address: u64, bytes: u64) {
+        let Some(first) = address.checked_sub(DEVICE_BASE) else { return };
+        for sector in first / SECTOR..=(first + bytes - 1) / SECTOR {
+            let (at, mask) = ((sector / 8) as usize, 1u8 << (sector % 8));
+            if at < self.footprint.len() {
+                // SAFETY: the map is that long, and only touched through atomics during a launch.
+                let byte = unsafe { AtomicU8::from_ptr(self.footprint.as_mut_ptr().add(at)) };
+                if byte.load(Ordering::Relaxed) & mask == 0 {
+                    byte.fetch_or(mask, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// How many different sectors were noted; forgets them.
+    pub fn take_footprint(&self) -> u64 {
+        let mut sectors = 0;
+        for region in self.regions().iter().filter(|r| r.purpose != Purpose::Host) {
+            let place = |address: u64| (address - DEVICE_BASE) / SECTOR / 8;
+            for at in place(region.start)..=place(region.end - 1) {
+                // SAFETY: as in `note_read`; regions lie inside of the map.
+                let byte =
+                    unsafe { AtomicU8::from_ptr(self.footprint.as_mut_ptr().add(at as usize)) };
+                sectors += u64::from(byte.swap(0, Ordering::Relaxed).count_ones());
+            }
+        }
+        sectors
     }
 
     /// Notes that a range of any length was written, or copies the notes of another.

@@ -250,6 +250,7 @@ fn counters_count() {
         "\"bytes_read\":768",
         "\"bytes_written\":768",
         "\"sectors_read\":24",
+        "\"distinct_sectors\":8",
         "\"sectors_written\":24",
         "\"shared_wavefronts\":24",
         "\"shared_ideal\":24",

@@ -224,7 +224,7 @@ impl Cuda {
     ) -> Result<Measured> {
         let outputs: usize = rows.iter().sum();
         let bytes = outputs * cols * format.bits_per_weight() as usize / 8;
-        let copies = copies_of(bytes);
+        let copies = if rounds == 0 { 1 } else { copies_of(bytes) };
         let sets = (0..copies)
             .map(|i| {
                 rows.iter().map(|&n| self.random_matrix(format, 1, n, cols, i as u32)).collect()
@@ -257,7 +257,7 @@ impl Cuda {
         let down = matrix(hidden, inner, 3)?;
         // Each copy sends its tokens elsewhere.
         let used: usize = [&gate, &up, &down].map(bytes_of).into_iter().sum::<usize>() / experts;
-        let copies = copies_of(used * tokens.min(experts)).min(8);
+        let copies = if rounds == 0 { 1 } else { copies_of(used * tokens.min(experts)).min(8) };
         let mut touched = 0;
         let routings = (0..copies)
             .map(|copy| {
@@ -391,13 +391,19 @@ impl Cuda {
         Ok(Matrix { format, stack, rows, cols, panels, fragments })
     }
 
-    /// Seconds of one `operation`, from `rounds` replays of a graph that holds `count` of them.
+    /// Seconds of one `operation`, from `rounds` replays of a graph that holds `count` of them. Without
+    /// rounds it is done once, for whoever counts what it does.
     fn replayed(
         &self,
         count: usize,
         rounds: usize,
         mut operation: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<f64>> {
+        if rounds == 0 {
+            operation(0)?;
+            self.synchronize()?;
+            return Ok(Vec::new());
+        }
         // Compiles, and leaves all memory in the list of free memory: a capture may not allocate.
         for i in 0..2 {
             operation(i)?;

@@ -419,7 +419,8 @@ impl<B: VisionBackend> Engine<B> {
             let sequence = &mut core.scheduler.running[part.sequence];
             sequence.commit(&self.backend, &mut core.cache, part.rows.len());
             let rows = &logits[part.logits.start * vocab..part.logits.end * vocab];
-            if let Err(error) = sequence.advance(rows, vocab) {
+            let filled = sequence.fill(&self.backend, &mut core.cache);
+            if let Err(error) = filled.and_then(|()| sequence.advance(rows, vocab)) {
                 sequence.fail(error);
             }
         }

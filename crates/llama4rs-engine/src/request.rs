@@ -38,6 +38,10 @@ pub struct RequestOptions {
     pub keep_logits: bool,
     /// Images whose patch tokens are in the prompt.
     pub images: Option<ImageFeatures>,
+    /// For measurements behind long texts: tokens of the prompt before which, from the third page on,
+    /// nothing is computed; whole pages get the keys and values of the second one. 0: a normal
+    /// request.
+    pub filled_to: usize,
 }
 
 /// Why a request ended.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey};
+use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey, PAGE_TOKENS};
 use llama4rs_tensor::Backend;
 
 use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
@@ -41,6 +41,9 @@ impl Images {
     }
 }
 
+/// Tokens of a prompt that is mostly filled: its first pages of either form.
+const COMPUTED_TOKENS: usize = 2 * PAGE_TOKENS;
+
 /// Tokens so far, and what is left to compute.
 pub(crate) struct Sequence {
     pub request: Request,
@@ -53,6 +56,8 @@ pub(crate) struct Sequence {
     max_len: usize,
     stop_token_ids: Vec<u32>,
     keep_logits: bool,
+    /// Where computing goes on behind the first [`COMPUTED_TOKENS`]; 0: nothing is left out.
+    filled_to: usize,
     images: Option<Images>,
     sampler: Sampler,
     /// The last event, until it is posted.
@@ -89,6 +94,7 @@ impl Sequence {
             max_len: prompt_len.saturating_add(options.max_tokens).min(max_context),
             stop_token_ids: options.stop_token_ids,
             keep_logits: options.keep_logits,
+            filled_to: options.filled_to.min(prompt_len - 1) / PAGE_TOKENS * PAGE_TOKENS,
             begun: false,
             submitted: Instant::now(),
             started: None,
@@ -104,6 +110,9 @@ impl Sequence {
         cache: &mut KvCache<B>,
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<()> {
+        if self.filled_to > 0 {
+            return Ok(());
+        }
         let prompt = &self.keys[..self.prompt_len - 1];
         if self.keep_logits || cache.known(&mut self.kv, prompt) <= self.kv.len() {
             return Ok(());
@@ -144,18 +153,34 @@ impl Sequence {
     /// `count` tokens are stored now: counts them, and keeps full pages for others.
     pub fn commit<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, count: usize) {
         cache.commit(&mut self.kv, count);
-        cache.remember(&mut self.kv, &self.keys);
+        if self.filled_to == 0 {
+            cache.remember(&mut self.kv, &self.keys);
+        }
         self.persist(backend, cache, false);
     }
 
-    /// Stores full pages on disk; all of them at the `end`.
-    pub fn persist<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, end: bool) {
-        cache.persist(backend, &mut self.kv, &self.keys, end);
+    /// Fills the pages of a prompt that is not computed, once what they repeat is there.
+    pub fn fill<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) -> Result<()> {
+        match self.kv.len() == COMPUTED_TOKENS && self.filled_to > COMPUTED_TOKENS {
+            true => Ok(cache.repeat_page(backend, &mut self.kv, self.filled_to)?),
+            false => Ok(()),
+        }
     }
 
-    /// Tokens that are not in the cache yet, in order.
+    /// Stores full pages on disk; all of them at the `end`. Nobody may find pages that say nothing.
+    pub fn persist<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, end: bool) {
+        if self.filled_to == 0 {
+            cache.persist(backend, &mut self.kv, &self.keys, end);
+        }
+    }
+
+    /// Tokens that are not in the cache yet and can be computed now, in order.
     pub fn pending(&self) -> &[u32] {
-        &self.tokens[self.kv.len()..]
+        let len = self.kv.len();
+        match len < COMPUTED_TOKENS && self.filled_to > COMPUTED_TOKENS {
+            true => &self.tokens[len..COMPUTED_TOKENS],
+            false => &self.tokens[len..],
+        }
     }
 
     /// Gives the image features of the next `count` tokens: `(row, feature)`.

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use llama4rs_checkpoint::{OpenOptions, TensorReport, WeightSource};
+use llama4rs_checkpoint::{OpenOptions, SynthOptions, SyntheticSource, TensorReport, WeightSource};
 use llama4rs_cpu::{Arithmetic, Cpu};
 use llama4rs_cuda::Cuda;
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
@@ -25,8 +25,12 @@ use crate::guard::{detached, Signals};
 use crate::progress;
 use crate::request::Request;
 
-/// Prompt tokens per step: enough to fill the matrix kernels, short enough to interrupt.
+/// Prompt tokens per step on the CPU: enough to fill the matrix kernels, short enough to interrupt.
 const STEP_TOKENS: usize = 512;
+/// On a GPU: enough rows for each of 16 experts to fill tiles of 128.
+const GPU_STEP_TOKENS: usize = 4096;
+/// A path that begins so is a shape: random weights, nowhere on disk.
+const SYNTHETIC: &str = "synth:";
 /// Key/value pages that stay for later requests: a conversation of some thousand
 /// tokens with Scout.
 const PREFIX_CACHE_BYTES: usize = 1 << 30;
@@ -63,7 +67,7 @@ struct Wanted<'a> {
     nvrtc_folders: Vec<PathBuf>,
     open: OpenOptions,
     max_context: Option<usize>,
-    step_tokens: usize,
+    step_tokens: Option<usize>,
     kv_dtype: Option<KvDtype>,
     prefix_cache_bytes: usize,
     arithmetic: Arithmetic,
@@ -106,19 +110,19 @@ fn open(
     let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders, &mut warnings)?;
     let fast = wanted.arithmetic == Arithmetic::Fast;
     let cuda = cuda.map(|cuda| cuda.with_tensor_cores(fast));
-    let source = llama4rs_checkpoint::open(wanted.path, &wanted.open, progress)?;
+    let source = open_source(wanted, progress)?;
     let tensors = source.report();
     warnings.extend_from_slice(source.warnings());
     let cuda = cuda.map(|cuda| with_room(cuda, wanted.device, &tensors, &mut warnings));
     let engine = match cuda.transpose()?.flatten() {
         Some(cuda) => {
             let numerics = cuda.numerics();
-            open_on(cuda, &numerics, &*source, wanted, progress)?
+            open_on(cuda, &numerics, GPU_STEP_TOKENS, &*source, wanted, progress)?
         }
         None => {
             let cpu = Cpu::new(wanted.open.threads)?.with_arithmetic(wanted.arithmetic);
             let numerics = cpu.numerics();
-            open_on(cpu, &numerics, &*source, wanted, progress)?
+            open_on(cpu, &numerics, STEP_TOKENS, &*source, wanted, progress)?
         }
     };
     Ok(Opened {
@@ -129,6 +133,19 @@ fn open(
         patch_token: source.config().image_token_id,
         engine,
     })
+}
+
+/// The directory, or the model that is made up as it is read.
+fn open_source<'p>(
+    wanted: &Wanted<'_>,
+    progress: &'p dyn llama4rs_checkpoint::Progress,
+) -> llama4rs_checkpoint::Result<Box<dyn WeightSource + Send + Sync + 'p>> {
+    let Some(shape) = wanted.path.strip_prefix(SYNTHETIC) else {
+        return llama4rs_checkpoint::open(wanted.path, &wanted.open, progress);
+    };
+    let OpenOptions { weights, rules, threads } = &wanted.open;
+    let weights = weights.unwrap_or(SynthOptions::default().weights);
+    Ok(Box::new(SyntheticSource::new(shape.parse()?, weights, rules, 0, *threads)?))
 }
 
 /// The GPU if the weights fit; if not, none where the user leaves the choice to us, else an error.
@@ -157,10 +174,11 @@ fn with_room(
     .into())
 }
 
-/// Brings the model to a device.
+/// Brings the model to a device, whose steps have `step_tokens` prompt tokens unless the caller says.
 fn open_on<B: VisionBackend>(
     backend: B,
     numerics: &str,
+    step_tokens: usize,
     source: &dyn WeightSource,
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
@@ -170,7 +188,7 @@ fn open_on<B: VisionBackend>(
     let exact = if source.weights() == WeightFormat::F32 { KvDtype::F32 } else { KvDtype::Bf16 };
     let settings = Settings {
         max_context: wanted.max_context.unwrap_or(model.config().max_position_embeddings),
-        step_tokens: wanted.step_tokens,
+        step_tokens: wanted.step_tokens.unwrap_or(step_tokens),
         max_sequences: MAX_SEQUENCES,
         kv_dtype: wanted.kv_dtype.unwrap_or(exact),
         prefix_cache_bytes: wanted.prefix_cache_bytes,
@@ -285,7 +303,7 @@ impl Engine {
                 threads,
             },
             max_context,
-            step_tokens: step_tokens.unwrap_or(STEP_TOKENS),
+            step_tokens,
             kv_dtype: parse_kv_dtype(kv_cache)?,
             prefix_cache_bytes: prefix_cache_bytes.unwrap_or(PREFIX_CACHE_BYTES),
             arithmetic: parse_arithmetic(arithmetic)?,
@@ -380,7 +398,7 @@ impl Engine {
     }
 
     /// Queues a prompt.
-    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = None, seed = 0, logprobs = None, image_features = None))]
+    #[pyo3(signature = (prompt, *, max_tokens, temperature = 0.0, top_p = 1.0, top_k = 0, min_p = 0.0, repetition_penalty = 1.0, stop_token_ids = None, seed = 0, logprobs = None, image_features = None, filled_to = 0))]
     fn submit(
         &self,
         py: Python<'_>,
@@ -395,6 +413,7 @@ impl Engine {
         seed: u64,
         logprobs: Option<usize>,
         image_features: Option<PyReadonlyArray2<'_, f32>>,
+        filled_to: usize,
     ) -> PyResult<Request> {
         let sampling = SamplingOptions {
             temperature,
@@ -412,6 +431,7 @@ impl Engine {
             sampling,
             keep_logits: false,
             images: self.images(image_features)?,
+            filled_to,
         };
         self.submit_options(py, options)
     }
@@ -458,6 +478,7 @@ impl Engine {
             sampling: SamplingOptions::default(),
             keep_logits: true,
             images: self.images(image_features)?,
+            filled_to: 0,
         };
         let request = self.submit_options(py, options)?;
         while request.next(py)?.is_some() {}

@@ -23,7 +23,9 @@ def synth(
     shape: Annotated[
         str,
         typer.Option(
-            "--shape", metavar="SHAPE", help="tiny, edge, scout-layers=N or maverick-layers=N."
+            "--shape",
+            metavar="SHAPE",
+            help="tiny, edge, scout, scout-layers=N or maverick-layers=N.",
         ),
     ],
     weights: Annotated[

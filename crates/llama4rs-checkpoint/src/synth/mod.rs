@@ -8,6 +8,7 @@
 
 mod random;
 mod shape;
+mod source;
 
 use std::ops::Range;
 use std::path::Path;
@@ -29,6 +30,7 @@ use crate::{Config, FormatRule, PackReport, Progress, Result, TensorReport};
 use random::RandomTensor;
 
 pub use shape::SynthShape;
+pub use source::SyntheticSource;
 
 /// Bytes that are made at a time, while as many are written.
 const BLOCK_BYTES: usize = 32 << 20;

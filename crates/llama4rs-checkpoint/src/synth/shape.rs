@@ -8,8 +8,10 @@ use serde_json::{json, Value};
 
 use crate::{Error, Result};
 
-/// Vocabulary of every shape; the last [`SPECIAL_TOKENS`] are special tokens.
+/// Vocabulary of every shape but `scout`; the last [`SPECIAL_TOKENS`] are special tokens.
 const VOCABULARY: usize = 32000;
+/// The published models' vocabulary.
+const PUBLISHED_VOCABULARY: usize = 202_048;
 const SPECIAL_TOKENS: usize = 256;
 
 /// Layers of the published models, and the most that a shape may have.
@@ -22,6 +24,8 @@ pub enum SynthShape {
     Tiny,
     /// `edge`: 16 layers, 2048 wide, 16 experts of 2048; 3.7 billion parameters.
     Edge,
+    /// `scout`: all of Llama 4 Scout's text model, the published vocabulary included.
+    Scout,
     /// `scout-layers=N`: so many layers with the sizes of Llama 4 Scout.
     ScoutLayers(usize),
     /// `maverick-layers=N`: so many layers with the sizes of Llama 4 Maverick.
@@ -30,6 +34,7 @@ pub enum SynthShape {
 
 /// What distinguishes one shape from another.
 struct Sizes {
+    vocabulary: usize,
     hidden: usize,
     layers: usize,
     heads: usize,
@@ -47,7 +52,7 @@ impl SynthShape {
     /// `config.json` as a published text model has it.
     pub(crate) fn config_json(self) -> Value {
         let sizes = self.sizes();
-        let first_special = VOCABULARY - SPECIAL_TOKENS;
+        let first_special = sizes.vocabulary - SPECIAL_TOKENS;
         let rope_scaling = json!({
             "rope_type": "llama3", "factor": 16.0, "high_freq_factor": 1.0,
             "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
@@ -78,7 +83,7 @@ impl SynthShape {
             "attn_scale": 0.1,
             "floor_scale": 8192,
             "max_position_embeddings": 1 << 20,
-            "vocab_size": VOCABULARY,
+            "vocab_size": sizes.vocabulary,
             "tie_word_embeddings": false,
             "bos_token_id": first_special,
             "eos_token_id": [first_special + 1, first_special + 7, first_special + 8],
@@ -89,6 +94,7 @@ impl SynthShape {
 
     fn sizes(self) -> Sizes {
         let scout = |layers| Sizes {
+            vocabulary: VOCABULARY,
             hidden: 5120,
             layers,
             heads: 40,
@@ -100,6 +106,7 @@ impl SynthShape {
             scout: true,
         };
         match self {
+            SynthShape::Scout => Sizes { vocabulary: PUBLISHED_VOCABULARY, ..scout(*LAYERS.end()) },
             SynthShape::ScoutLayers(layers) => scout(layers),
             SynthShape::MaverickLayers(layers) => {
                 Sizes { experts: 128, expert_step: 2, scout: false, ..scout(layers) }
@@ -129,6 +136,7 @@ impl fmt::Display for SynthShape {
         match self {
             SynthShape::Tiny => f.write_str("tiny"),
             SynthShape::Edge => f.write_str("edge"),
+            SynthShape::Scout => f.write_str("scout"),
             SynthShape::ScoutLayers(layers) => write!(f, "scout-layers={layers}"),
             SynthShape::MaverickLayers(layers) => write!(f, "maverick-layers={layers}"),
         }
@@ -143,6 +151,7 @@ impl FromStr for SynthShape {
         let shape = match text.split_once('=') {
             None if text == "tiny" => Some(SynthShape::Tiny),
             None if text == "edge" => Some(SynthShape::Edge),
+            None if text == "scout" => Some(SynthShape::Scout),
             Some(("scout-layers", count)) => layers(count).map(SynthShape::ScoutLayers),
             Some(("maverick-layers", count)) => layers(count).map(SynthShape::MaverickLayers),
             _ => None,
@@ -170,7 +179,9 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for name in ["tiny", "edge", "scout-layers=4", "scout-layers=48", "maverick-layers=2"] {
+        for name in
+            ["tiny", "edge", "scout", "scout-layers=4", "scout-layers=48", "maverick-layers=2"]
+        {
             assert_eq!(name.parse::<SynthShape>().unwrap().to_string(), name);
         }
         for name in ["", "big", "edge=2", "scout-layers", "scout-layers=0", "maverick-layers=49"] {
@@ -183,7 +194,8 @@ mod tests {
     fn the_published_models_have_the_published_sizes() {
         // The published vocabulary has 202048 tokens: 170048 more, in and out.
         let vocabulary = 2 * 5120 * 170_048;
-        let scout = parameters(SynthShape::ScoutLayers(48)) + vocabulary;
+        let scout = parameters(SynthShape::Scout);
+        assert_eq!(scout, parameters(SynthShape::ScoutLayers(48)) + vocabulary);
         assert!((scout as f64 / 107.77e9 - 1.0).abs() < 0.001, "{scout}");
         let maverick = parameters(SynthShape::MaverickLayers(48)) + vocabulary;
         assert!((maverick as f64 / 400.71e9 - 1.0).abs() < 0.001, "{maverick}");
@@ -192,7 +204,7 @@ mod tests {
 
     #[test]
     fn no_panel_of_any_shape_has_padding() {
-        let shapes = [SynthShape::Tiny, SynthShape::Edge, SynthShape::ScoutLayers(1)];
+        let shapes = [SynthShape::Tiny, SynthShape::Edge, SynthShape::Scout];
         for shape in shapes.into_iter().chain([SynthShape::MaverickLayers(2)]) {
             for spec in tensor_specs(&config(shape)) {
                 if let TensorShape::Matrix { rows, cols, .. } = spec.shape {

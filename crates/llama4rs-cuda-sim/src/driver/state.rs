@@ -50,6 +50,7 @@ impl Settings {
                 races: watch("races"),
                 unwritten: watch("unwritten"),
                 counters: watch("counters"),
+                footprint: get("FOOTPRINT").is_some_and(|v| v != "0"),
             },
             patience: Duration::from_secs(seconds),
             leaks: get("LEAKS").is_some_and(|v| v != "0"),

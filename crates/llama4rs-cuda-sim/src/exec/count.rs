@@ -69,6 +69,9 @@ impl Exec<'_, '_> {
             self.b.counts.bytes_read += bytes * u64::from(mask.count_ones());
             self.b.counts.sectors_read += sectors(addresses, bytes, mask);
         }
+        if self.env.checks.footprint {
+            lanes_of(mask).for_each(|l| self.env.memory.note_read(addresses[l], bytes));
+        }
     }
 
     #[inline(always)]

@@ -24,6 +24,8 @@ pub struct Checks {
     pub unwritten: bool,
     /// Sectors and wavefronts.
     pub counters: bool,
+    /// Different sectors of a launch.
+    pub footprint: bool,
 }
 
 /// What all blocks of a launch know.
@@ -106,6 +108,10 @@ pub fn launch(env: &Env) -> Result<Counts, Box<Report>> {
         rayon::scope(|scope| {
             (0..workers).for_each(|_| scope.spawn(|_| work.take(env, workers)));
         });
+    }
+    if env.checks.footprint {
+        let distinct_sectors = env.memory.take_footprint();
+        work.add(&Counts { distinct_sectors, ..Counts::default() });
     }
     match work.report.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(report) => Err(report),

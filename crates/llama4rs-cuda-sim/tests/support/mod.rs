@@ -11,7 +11,10 @@ use llama4rs_cuda_sim::driver::{device::*, launch::*, memory::*, module::*, sim:
 /// Makes the device ready for this thread.
 pub fn start() {
     static SETTINGS: std::sync::Once = std::sync::Once::new();
-    SETTINGS.call_once(|| std::env::set_var("LLAMA4RS_SIM_TIMEOUT", "3"));
+    SETTINGS.call_once(|| {
+        std::env::set_var("LLAMA4RS_SIM_TIMEOUT", "3");
+        std::env::set_var("LLAMA4RS_SIM_FOOTPRINT", "1");
+    });
     // SAFETY: valid pointers, here and below: what the driver API demands.
     unsafe {
         let mut context = 0;
