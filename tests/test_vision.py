@@ -86,6 +86,19 @@ def test_features_and_patch_tokens_must_match(checkpoint: MakeCheckpoint) -> Non
         engine.encode_image(np.zeros((1, 3, 8, 8), np.float32))
 
 
+def test_arrays_in_another_order_are_refused(checkpoint: MakeCheckpoint) -> None:
+    name = "vision_tiny_56"
+    ids, pixels = image_prompts(MULTIMODAL[name])["one_image"]
+    engine = Engine(str(checkpoint(name)), weights="f32")
+    tiles = np.ascontiguousarray(pixels, dtype=np.float32)
+    features = engine.encode_image(tiles)
+    for bad in (np.asfortranarray(tiles), tiles[:, :, ::-1]):
+        with pytest.raises(ValueError, match="ascontiguousarray"):
+            engine.encode_image(bad)
+    with pytest.raises(ValueError, match="ascontiguousarray"):
+        engine.submit(ids, max_tokens=1, image_features=np.asfortranarray(features))
+
+
 def test_text_only_models_refuse_images(checkpoint: MakeCheckpoint) -> None:
     engine = Engine(str(checkpoint("scout_like")), weights="f32")
     with pytest.raises(ValueError, match="no vision part"):

@@ -1,6 +1,8 @@
-//! Numpy arrays out of vectors.
+//! Numpy arrays out of vectors, and what is in those of callers.
 
-use numpy::{Element, PyArray1, PyArray2, PyArrayMethods};
+use numpy::ndarray::Dimension;
+use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 /// `values` as an array `[rows, cols]`, without a copy.
@@ -15,4 +17,18 @@ pub(crate) fn matrix<T: Element>(
 ) -> PyResult<Bound<'_, PyArray2<T>>> {
     py.import("numpy")?;
     PyArray1::from_vec(py, values).reshape([rows, cols])
+}
+
+/// The numbers of `array`, row-major. An array in any other order is an error: numpy's own
+/// notion of "contiguous" includes the transposed one.
+pub(crate) fn row_major<'a, T: Element, D: Dimension>(
+    name: &str,
+    array: &'a PyReadonlyArray<'_, T, D>,
+) -> PyResult<&'a [T]> {
+    let numbers = array.as_slice().ok().filter(|_| array.is_c_contiguous());
+    numbers.ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "{name} must be contiguous in row-major order: give np.ascontiguousarray({name})"
+        ))
+    })
 }

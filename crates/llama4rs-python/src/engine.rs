@@ -452,7 +452,7 @@ impl Engine {
                 )));
             }
         }
-        let pixels = pixels.as_slice()?;
+        let pixels = arrays::row_major("pixels", &pixels)?;
         let mut signals = Signals::new();
         let outcome = detached(py, || self.engine.encode_image(pixels, &mut || signals.pending()))?;
         let features =
@@ -505,7 +505,8 @@ impl Engine {
                 features.shape()
             )));
         }
-        Ok(Some(ImageFeatures { patch_token, features: features.as_slice()?.to_vec() }))
+        let features = arrays::row_major("image_features", &features)?.to_vec();
+        Ok(Some(ImageFeatures { patch_token, features }))
     }
 
     fn submit_options(&self, py: Python<'_>, options: RequestOptions) -> PyResult<Request> {
