@@ -100,6 +100,16 @@ def test_token_ids_are_taken_as_they_are(llm: Llama4) -> None:
         assert output.text == "bc"
 
 
+def test_numbers_that_are_no_token_ids(llm: Llama4) -> None:
+    for bad in (-1, 1 << 32, 1 << 70):
+        with pytest.raises(RequestError, match="a token id is a number from 0"):
+            llm.generate([ord("a"), bad])
+        with pytest.raises(RequestError, match="a token id is a number from 0"):
+            llm.logits([bad])
+    with pytest.raises(RequestError, match="a token id is a number from 0"):
+        llm.generate("a", stop_token_ids=[1 << 32])
+
+
 def test_conversation(llm: Llama4) -> None:
     output = llm.generate([{"role": "user", "content": "hi<|eot|>"}], temperature=0)
     assert output.message == {"role": "assistant", "content": SCRIPT}

@@ -13,7 +13,7 @@ use llama4rs_kv_cache::{PoolKind, PAGE_TOKENS};
 use llama4rs_model::{kv_layout, Llama4, VisionModel};
 use llama4rs_tensor::{KvDtype, PageForm, VisionBackend, WeightFormat};
 use numpy::{PyArray2, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -261,6 +261,21 @@ fn parse_arithmetic(name: Option<&str>) -> PyResult<Arithmetic> {
     })
 }
 
+/// A list of token ids, or an error that says what such a number is.
+fn token_ids(list: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    list.extract().map_err(|error: PyErr| {
+        match error.is_instance_of::<PyOverflowError>(list.py()) {
+            true => PyValueError::new_err("a token id is a number from 0 to 2^32 - 1"),
+            false => error,
+        }
+    })
+}
+
+/// As [`token_ids`], or none.
+fn some_token_ids(list: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
+    (!list.is_none()).then(|| token_ids(list)).transpose()
+}
+
 fn positive(name: &str, value: Option<usize>) -> PyResult<()> {
     match value {
         Some(0) => Err(PyValueError::new_err(format!("{name} must be at least 1, got 0"))),
@@ -402,14 +417,14 @@ impl Engine {
     fn submit(
         &self,
         py: Python<'_>,
-        prompt: Vec<u32>,
+        #[pyo3(from_py_with = token_ids)] prompt: Vec<u32>,
         max_tokens: usize,
         temperature: f32,
         top_p: f32,
         top_k: usize,
         min_p: f32,
         repetition_penalty: f32,
-        stop_token_ids: Option<Vec<u32>>,
+        #[pyo3(from_py_with = some_token_ids)] stop_token_ids: Option<Vec<u32>>,
         seed: u64,
         logprobs: Option<usize>,
         image_features: Option<PyReadonlyArray2<'_, f32>>,
@@ -467,7 +482,7 @@ impl Engine {
     fn logits<'py>(
         &self,
         py: Python<'py>,
-        token_ids: Vec<u32>,
+        #[pyo3(from_py_with = token_ids)] token_ids: Vec<u32>,
         image_features: Option<PyReadonlyArray2<'_, f32>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let tokens = token_ids.len();
