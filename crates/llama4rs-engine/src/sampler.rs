@@ -121,7 +121,9 @@ impl Sampler {
         for &token in &self.seen {
             if let Some((logit, _)) = self.candidates.get_mut(token as usize) {
                 let penalty = options.repetition_penalty;
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                let scaled = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                // The difference of two infinities would be no number.
+                *logit = scaled.clamp(f32::MIN, f32::MAX);
             }
         }
         if options.temperature == 0.0 {
@@ -277,6 +279,24 @@ mod tests {
         let mut sampler = Sampler::new(options, &[0]);
         assert_eq!(sampler.sample(&[3.0, 2.0, -1.0]).unwrap().token, 1);
         assert_eq!(sampler.sample(&[3.0, 2.0, 1.6]).unwrap().token, 2);
+    }
+
+    #[test]
+    fn a_penalty_beyond_all_bounds_still_leaves_an_order() {
+        for (repetition_penalty, logits) in [(1e-40, [0.5, 1.0]), (f32::MAX, [-3.0, -1.0])] {
+            for min_p in [0.0, 0.5] {
+                let options = SamplingOptions {
+                    temperature: 1e-3,
+                    repetition_penalty,
+                    min_p,
+                    ..Default::default()
+                };
+                // The first token's logit leaves the range in one case, the second's in the other.
+                let seen = u32::from(repetition_penalty < 1.0);
+                let mut sampler = Sampler::new(options, &[seen]);
+                assert_eq!(sampler.sample(&logits).unwrap().token, 1, "{repetition_penalty}");
+            }
+        }
     }
 
     #[test]
