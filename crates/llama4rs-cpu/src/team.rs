@@ -42,6 +42,8 @@ pub struct Team {
     /// Held by the caller whose job runs.
     caller: Mutex<()>,
     helpers: Vec<JoinHandle<()>>,
+    /// The process that has the helpers.
+    process: u32,
 }
 
 /// What the threads share.
@@ -89,7 +91,8 @@ impl Team {
             bed: Mutex::new(()),
             alarm: Condvar::new(),
         });
-        let mut team = Self { state, caller: Mutex::new(()), helpers: Vec::new() };
+        let process = std::process::id();
+        let mut team = Self { state, caller: Mutex::new(()), helpers: Vec::new(), process };
         for i in 0..helpers {
             let state = team.state.clone();
             let builder = std::thread::Builder::new().name(format!("llama4rs-cpu-{i}"));
@@ -156,6 +159,10 @@ impl Drop for Closing<'_> {
 
 impl Drop for Team {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // After a fork the helpers are not there: nothing would answer to `join`.
+            return self.helpers.drain(..).for_each(std::mem::forget);
+        }
         self.state.stop.store(true, Ordering::SeqCst);
         self.state.epoch.fetch_add(1, Ordering::SeqCst);
         drop(self.state.lie_down());

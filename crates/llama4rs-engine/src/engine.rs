@@ -1,7 +1,7 @@
 //! The engine: one model, one lock, steps driven by whoever waits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use llama4rs_kv_cache::store::{self, BytesRead, Store, StoreOptions};
@@ -14,7 +14,11 @@ use crate::observer::{Interrupts, Part, Watch};
 use crate::request::{ExpertUsage, Mailbox};
 use crate::scheduler::{Limits, Scheduler};
 use crate::sequence::Sequence;
+use crate::turn::Turn;
 use crate::{Error, Event, Request, RequestOptions, Result};
+
+/// How long a thread waits before it looks again whether it is its turn.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How an engine runs its model.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +43,7 @@ pub struct Engine<B: Backend> {
     vision: Option<Vision<B>>,
     settings: Settings,
     admission: Admission,
-    core: Mutex<Core<B>>,
+    core: Turn<Core<B>>,
     /// Signalled after every step, for threads that wait while another one drives.
     stepped: Condvar,
     /// Pairs with `stepped`; guards nothing.
@@ -55,7 +59,7 @@ pub struct Engine<B: Backend> {
 /// The vision tower and its buffers. It computes beside the text model.
 struct Vision<B: Backend> {
     model: VisionModel<B>,
-    workspace: Mutex<VisionWorkspace<B>>,
+    workspace: Turn<VisionWorkspace<B>>,
 }
 
 /// What a step changes.
@@ -84,14 +88,14 @@ impl<B: VisionBackend> Engine<B> {
             step: Step::default(),
         };
         let vision = vision
-            .map(|model| Vision { model, workspace: Mutex::new(VisionWorkspace::new(&backend)) });
+            .map(|model| Vision { model, workspace: Turn::new(VisionWorkspace::new(&backend)) });
         Ok(Self {
             backend,
             model,
             vision,
             settings,
             admission,
-            core: Mutex::new(core),
+            core: Turn::new(core),
             stepped: Condvar::new(),
             pause: Mutex::new(()),
             inbox: Mutex::new(Vec::new()),
@@ -102,7 +106,7 @@ impl<B: VisionBackend> Engine<B> {
 
     /// Keeps keys and values in a directory, too, from the first request on.
     pub fn open_store(&mut self, options: StoreOptions) -> store::Result<()> {
-        let core = self.core.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let core = self.core.get_mut();
         let store = Store::open(options, core.cache.layout().page_sizes())?;
         core.cache.set_store(&self.backend, store);
         self.admission.look_at(&core.cache);
@@ -152,7 +156,18 @@ impl<B: VisionBackend> Engine<B> {
                     .to_owned(),
             )
         })?;
-        let mut workspace = vision.workspace.lock().map_err(|_| poisoned())?;
+        let mut waits = 0;
+        let mut workspace = loop {
+            if let Some(workspace) = vision.workspace.take()? {
+                break workspace;
+            }
+            if interrupted() {
+                return Err(Error::Interrupted);
+            }
+            vision.workspace.check(waits)?;
+            waits += 1;
+            std::thread::sleep(PAUSE);
+        };
         let mut watch = Interrupts(interrupted);
         Ok(vision.model.encode(&self.backend, pixels, &mut workspace, &mut watch)?)
     }
@@ -211,6 +226,7 @@ impl<B: VisionBackend> Engine<B> {
         request: &Request,
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Event>> {
+        let mut waits = 0;
         loop {
             {
                 let mut mailbox = request.mailbox();
@@ -224,23 +240,24 @@ impl<B: VisionBackend> Engine<B> {
                     return Ok(None);
                 }
             }
-            match self.core.try_lock() {
-                Ok(mut core) => {
+            match self.core.take()? {
+                Some(mut core) => {
                     let outcome = self.step(&mut core, interrupted);
                     drop(core);
                     self.reap();
                     self.stepped.notify_all();
                     outcome?;
                 }
-                Err(TryLockError::WouldBlock) => {
+                None => {
                     if interrupted() {
                         return Err(Error::Interrupted);
                     }
+                    self.core.check(waits)?;
+                    waits += 1;
                     let guard = self.pause.lock().unwrap_or_else(|p| p.into_inner());
                     // A missed signal costs one time-out, never a hang.
-                    drop(self.stepped.wait_timeout(guard, Duration::from_millis(5)));
+                    drop(self.stepped.wait_timeout(guard, PAUSE));
                 }
-                Err(TryLockError::Poisoned(_)) => return Err(poisoned()),
             }
         }
     }
@@ -262,7 +279,7 @@ impl<B: VisionBackend> Engine<B> {
     /// calls this afterwards, so that none is left behind.
     fn reap(&self) {
         while self.cancelled.load(Ordering::SeqCst) {
-            let Ok(mut core) = self.core.try_lock() else { return };
+            let Ok(Some(mut core)) = self.core.take() else { return };
             self.cancelled.store(false, Ordering::SeqCst);
             self.take_in(&mut core);
             let Core { scheduler, cache, .. } = &mut *core;
@@ -278,7 +295,7 @@ impl<B: VisionBackend> Engine<B> {
 
     /// Bytes of key/value pages in use; `None` while a step is being computed.
     pub fn kv_bytes_in_use(&self) -> Option<usize> {
-        self.core.try_lock().ok().map(|core| core.cache.bytes_in_use())
+        self.core.take().ok().flatten().map(|core| core.cache.bytes_in_use())
     }
 
     /// Bytes that were read from the store to find texts and to check their pages; `None`
@@ -425,11 +442,4 @@ impl<B: VisionBackend> Engine<B> {
             }
         }
     }
-}
-
-fn poisoned() -> Error {
-    Error::Compute(
-        "an earlier step failed in a way that is a bug of llama4rs; open the model again"
-            .to_owned(),
-    )
 }

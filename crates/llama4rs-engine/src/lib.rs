@@ -19,6 +19,7 @@ mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod turn;
 
 pub use engine::{Engine, Settings};
 pub use error::{Error, Result};
