@@ -244,6 +244,7 @@ fn impossible_sizes_are_refused_and_named() {
         (json!({"num_local_experts": 0, "moe_layers": [1]}), "num_local_experts"),
         (json!({"attention_chunk_size": 0}), "attention_chunk_size: expected 1 to"),
         (json!({"rms_norm_eps": -1e-5}), "rms_norm_eps: expected a number above 0"),
+        (json!({"rms_norm_eps": 1e-50}), "rms_norm_eps: beyond the range of single precision"),
         (json!({"rms_norm_eps": "1e-5"}), "expected a finite number, found \"1e-5\""),
         (json!({"rope_theta": 0}), "rope_theta"),
         (json!({"floor_scale": 0}), "floor_scale"),

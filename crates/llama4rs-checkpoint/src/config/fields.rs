@@ -120,6 +120,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A number above zero, also when it is rounded to single precision.
+    pub fn single(&self, name: &str, default: f64) -> Result<f32> {
+        let number = self.positive(name, Some(default))? as f32;
+        match number.is_normal() {
+            true => Ok(number),
+            false => Err(self.error(name, "beyond the range of single precision")),
+        }
+    }
+
     /// `true`, `false`, or a number that is one of them when zero is false.
     pub fn flag(&self, name: &str, default: bool) -> Result<bool> {
         match self.value(name) {

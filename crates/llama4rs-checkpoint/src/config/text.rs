@@ -118,7 +118,7 @@ impl TextConfig {
             rope_theta,
             rope_scaling,
             temperature_tuning: temperature_tuning(fields)?,
-            rms_norm_eps: fields.positive("rms_norm_eps", Some(1e-5))? as f32,
+            rms_norm_eps: fields.single("rms_norm_eps", 1e-5)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", tied_by_default)?,
             max_position_embeddings: fields.size("max_position_embeddings", 131072, MAX_CONTEXT)?,
         };

@@ -67,7 +67,7 @@ impl VisionConfig {
             shuffle: shuffle(fields)?,
             projector_input_dim: size("projector_input_dim", 4096)?,
             output_dim: size("projector_output_dim", 4096)?,
-            norm_eps: fields.positive("norm_eps", Some(1e-5))? as f32,
+            norm_eps: fields.single("norm_eps", 1e-5)?,
             rope_theta: rope::read(fields, 10000.0)?.0,
         };
         config.check(fields)?;
