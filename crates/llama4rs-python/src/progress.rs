@@ -60,11 +60,12 @@ pub(crate) fn run<T: Send>(
 ) -> PyResult<T> {
     let board = Board::default();
     std::thread::scope(|scope| {
-        let worker = scope.spawn(|| {
+        let builder = std::thread::Builder::new().name("llama4rs-work".to_owned());
+        let worker = builder.spawn_scoped(scope, || {
             let outcome = contained(|| work(&board));
             board.finish();
             outcome
-        });
+        })?;
         let mut raised = None;
         let mut shown = None;
         loop {
