@@ -169,7 +169,7 @@ class SessionFiles:
             self._path(name).unlink()
         except FileNotFoundError:
             return False
-        heads = [head for _, _, head in self._heads()]
+        heads = [head for *_, head in self._heads()]
         known = [head for head in heads if head is not None]
         if len(known) == len(heads):  # a damaged session may be restored, and need its images
             used = {digest for head in known for digest in head["images"]}
@@ -181,9 +181,8 @@ class SessionFiles:
     def list(self) -> list[SessionInfo]:
         """All saved sessions, the one saved last first."""
         found = []
-        for path, size, head in self._heads():
+        for path, saved, size, head in self._heads():
             name = path.name.removesuffix(_SUFFIX)
-            saved = path.stat().st_mtime
             if head is None:
                 found.append(SessionInfo(name, 0, size, saved, "the file is damaged"))
                 continue
@@ -195,17 +194,18 @@ class SessionFiles:
             found.append(SessionInfo(name, head["tokens"], size, saved, problem))
         return sorted(found, key=lambda info: -info.saved)
 
-    def _heads(self) -> Iterator[tuple[Path, int, dict[str, Any] | None]]:
-        """Path, size and header of every session; None for a damaged one."""
+    def _heads(self) -> Iterator[tuple[Path, float, int, dict[str, Any] | None]]:
+        """Path, time, size and header of every session; None for a damaged one."""
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             try:
-                data = path.read_bytes()
+                data, saved = path.read_bytes(), path.stat().st_mtime
             except FileNotFoundError:  # somebody deleted it just now
                 continue
             try:
-                yield path, len(data), _parse(path, data)[0]
+                head = _parse(path, data)[0]
             except SessionError:
-                yield path, len(data), None
+                head = None
+            yield path, saved, len(data), head
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{check_name(name)}{_SUFFIX}"
