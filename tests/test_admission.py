@@ -271,7 +271,7 @@ def test_errors_say_by_how_much_and_what_to_do(checkpoint: MakeCheckpoint) -> No
         llm.logits([1] * 900)
 
 
-@pytest.mark.parametrize("value", ["", "GB", "8 XB", "-1", "8IB", 0, -5, True, 1.5, "0"])
+@pytest.mark.parametrize("value", ["", "GB", "8 XB", "-1", "8IB", 0, -5, True, 1.5, "0", 1 << 64])
 def test_bytes_that_are_none(value: Any) -> None:
     with pytest.raises(RequestError, match="kv_memory is a number of bytes"):
         parse_bytes("kv_memory", value)

@@ -34,6 +34,7 @@ def test_is_frozen_and_keyword_only() -> None:
         ("temperature", float("nan"), "0 or more"),
         ("temperature", float("inf"), "0 or more"),
         ("temperature", "hot", "0 or more"),
+        ("temperature", 10**400, "0 or more"),
         ("top_p", 0, "temperature=0 gives greedy"),
         ("top_p", 1.01, "above 0 and at most 1"),
         ("top_k", -2, "0 (off) or more"),

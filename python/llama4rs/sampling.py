@@ -282,7 +282,7 @@ def _is_real(value: object) -> bool:
         return False
     try:
         return math.isfinite(value)  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
 
 

@@ -22,6 +22,7 @@ PREFIX_CACHE_BYTES = 1 << 30
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _LEAST = 64 << 20
+_MOST = (1 << 63) - 1
 _TILES = 2
 
 
@@ -52,7 +53,7 @@ def parse_bytes(name: str, value: int | str, *, least: int = 1) -> int:
         if match is None or (match[3] and not match[2]):
             raise wrong
         size = int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]])
-    if size < least:
+    if not least <= size <= _MOST:
         raise wrong
     return size
 
