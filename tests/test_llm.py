@@ -102,11 +102,11 @@ def test_token_ids_are_taken_as_they_are(llm: Llama4) -> None:
 
 def test_numbers_that_are_no_token_ids(llm: Llama4) -> None:
     for bad in (-1, 1 << 32, 1 << 70):
-        with pytest.raises(RequestError, match="a token id is a number from 0"):
+        with pytest.raises(RequestError, match="token id"):
             llm.generate([ord("a"), bad])
-        with pytest.raises(RequestError, match="a token id is a number from 0"):
+        with pytest.raises(RequestError, match="token id"):
             llm.logits([bad])
-    with pytest.raises(RequestError, match="a token id is a number from 0"):
+    with pytest.raises(RequestError, match="token id"):
         llm.generate("a", stop_token_ids=[1 << 32])
 
 
