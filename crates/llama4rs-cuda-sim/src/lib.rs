@@ -42,7 +42,8 @@
 //! - Launches beyond the limits; calls that a capture forbids.
 //!
 //! `llama4rs_sim_counters` gives, for each kernel, instructions, bytes, 32-byte sectors
-//! and wavefronts of shared memory.
+//! and wavefronts of shared memory; `llama4rs_sim_calls` how often each function of the driver
+//! was called. `llama4rs_sim_fail` lets the next calls of one fail.
 //!
 //! # What it cannot show
 //!

@@ -51,7 +51,7 @@ fn entry(error: i32) -> Result<(&'static CStr, &'static CStr), i32> {
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn cuGetErrorName(error: i32, name: *mut *const c_char) -> i32 {
     // SAFETY: the caller's pointer, as the driver API demands.
-    enter(|| unsafe { put(name, entry(error)?.0.as_ptr()) })
+    enter("cuGetErrorName", || unsafe { put(name, entry(error)?.0.as_ptr()) })
 }
 
 /// Description of an error code.
@@ -59,5 +59,5 @@ pub unsafe extern "C" fn cuGetErrorName(error: i32, name: *mut *const c_char) ->
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn cuGetErrorString(error: i32, text: *mut *const c_char) -> i32 {
     // SAFETY: as above.
-    enter(|| unsafe { put(text, entry(error)?.1.as_ptr()) })
+    enter("cuGetErrorString", || unsafe { put(text, entry(error)?.1.as_ptr()) })
 }
