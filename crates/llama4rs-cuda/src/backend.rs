@@ -8,7 +8,7 @@ use llama4rs_tensor::check::{
 };
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Bytes, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MixtureWeights,
+    Backend, Bytes, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MixtureWeights,
     PackedMatrix, PageForm, PageId, Placement, Result, Slot,
 };
 
@@ -19,6 +19,9 @@ use crate::ops::pages_attention;
 use crate::ops::products::fits_mixture;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
+
+/// Steps of more rows take so long that the device never waits for the host.
+const MOST_RECORDED_ROWS: usize = 256;
 
 impl Backend for Cuda {
     type Tensor = Tensor;
@@ -35,6 +38,24 @@ impl Backend for Cuda {
 
     fn free_memory(&self) -> Option<usize> {
         self.memory().ok().map(|(free, _)| free)
+    }
+
+    fn take_warning(&self) -> Option<String> {
+        self.gpu
+            .take_capture_failure()
+            .map(|error| format!("decoding goes on without CUDA graphs, and slower: {error}"))
+    }
+
+    fn step<T, E: From<Error>>(
+        &self,
+        rows: usize,
+        run: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let records = self.graphs && rows <= MOST_RECORDED_ROWS;
+        let Some(step) = self.gpu.begin_step(records)? else { return run() };
+        let outcome = run()?;
+        step.finish()?;
+        Ok(outcome)
     }
 
     fn empty(&self) -> Tensor {

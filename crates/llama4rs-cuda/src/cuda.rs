@@ -12,11 +12,18 @@ use crate::module::Argument;
 use crate::upload::Uploads;
 use crate::DeviceInfo;
 
+/// Words that a growing list has room for.
+const LEAST_ROOM: usize = 64;
+/// The environment variable that, set to `0`, has every kernel launched on its own.
+const GRAPHS: &str = "LLAMA4RS_CUDA_GRAPHS";
+
 /// A GPU that runs models.
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
     /// Whether products and attention use tensor cores.
     pub(crate) tensor_cores: bool,
+    /// Whether small steps are submitted as graphs.
+    pub(crate) graphs: bool,
     uploads: Mutex<Uploads>,
 }
 
@@ -39,7 +46,8 @@ impl Cuda {
     /// Without a driver, a device or NVRTC, or when one of them is too old.
     pub fn open(ordinal: usize, nvrtc_folders: &[PathBuf]) -> Result<Self> {
         let gpu = Gpu::open(ordinal, nvrtc_folders)?;
-        Ok(Self { gpu, tensor_cores: false, uploads: Mutex::default() })
+        let graphs = std::env::var_os(GRAPHS).is_none_or(|value| value != "0");
+        Ok(Self { gpu, tensor_cores: false, graphs, uploads: Mutex::default() })
     }
 
     /// The same device with tensor cores for products and attention, or without.
@@ -50,6 +58,11 @@ impl Cuda {
     /// device before keep their order.
     pub fn with_tensor_cores(self, tensor_cores: bool) -> Self {
         Self { tensor_cores, ..self }
+    }
+
+    /// The same device with small steps submitted as graphs, or launch by launch. The bits are the same.
+    pub fn with_graphs(self, graphs: bool) -> Self {
+        Self { graphs, ..self }
     }
 
     /// A name for the results, bit by bit: the same name, the same bits. Functions
@@ -84,11 +97,27 @@ impl Cuda {
             return Ok(());
         }
         let kernel = self.gpu.library.kernel(&self.gpu, source, kernel, constants, shared)?;
-        kernel.launch(&self.gpu, blocks, threads, arguments)
+        self.gpu.launch(kernel, blocks, threads, arguments)
     }
 
-    /// A list on the device; one that came lately is there already.
-    pub(crate) fn list(&self, list: &[u32]) -> Result<Arc<Buffer<u32>>> {
+    /// A list on the device, where it lasts until the next step begins. `name` says which of a step's
+    /// lists it is; all layers bring that of a pool again.
+    pub(crate) fn list(&self, name: &'static str, list: &[u32]) -> Result<Arc<Buffer<u32>>> {
+        self.growing_list(name, list, 0)
+    }
+
+    /// A list of which the part behind its first `fixed` values grows with the text: it has room for more,
+    /// so that it seldom moves those behind it.
+    pub(crate) fn growing_list(
+        &self,
+        name: &'static str,
+        list: &[u32],
+        fixed: usize,
+    ) -> Result<Arc<Buffer<u32>>> {
+        let room = fixed + (list.len() - fixed).next_power_of_two().max(LEAST_ROOM);
+        if let Some(input) = Buffer::input(&self.gpu, name, list, room, true) {
+            return Ok(Arc::new(input));
+        }
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner).get(&self.gpu, list)
     }
 }

@@ -10,6 +10,7 @@ use crate::error::{device, During};
 use crate::kernels::Library;
 use crate::memory::FreeMemory;
 use crate::nvrtc::{Architecture, Nvrtc};
+use crate::step::Steps;
 use crate::upload::Staging;
 
 /// A device that is in use.
@@ -18,8 +19,11 @@ pub(crate) struct Gpu {
     handle: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Where graphs are captured; nothing runs on it.
+    capture_stream: sys::CUstream,
     pub free: Mutex<FreeMemory>,
     pub staging: Mutex<Option<Staging>>,
+    pub steps: Mutex<Steps>,
     pub library: Library,
 }
 
@@ -55,11 +59,14 @@ impl Gpu {
         let context =
             unsafe { result::primary_ctx::retain(handle) }.during("make the device's context")?;
         // SAFETY: the context was just retained.
-        let stream = unsafe { result::ctx::set_current(context) }
-            .and_then(|()| result::stream::create(result::stream::StreamKind::NonBlocking))
+        let streams = unsafe { result::ctx::set_current(context) }
+            .and_then(|()| {
+                let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+                Ok([stream()?, stream()?])
+            })
             .during("make a stream");
-        let stream = match stream {
-            Ok(stream) => stream,
+        let [stream, capture_stream] = match streams {
+            Ok(streams) => streams,
             Err(error) => {
                 // SAFETY: retained above; nothing uses it. A failure has nobody to be told.
                 let _ = unsafe { result::primary_ctx::release(handle) };
@@ -71,8 +78,10 @@ impl Gpu {
             handle,
             context,
             stream,
+            capture_stream,
             free: Mutex::default(),
             staging: Mutex::default(),
+            steps: Mutex::default(),
             library: Library::new(nvrtc, architecture),
         }))
     }
@@ -88,11 +97,9 @@ impl Gpu {
         self.stream
     }
 
-    /// Waits for all work; an error of an earlier kernel comes out here.
-    pub fn synchronize(&self) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.stream) }.during("finish its work")
+    /// A stream to capture graphs with.
+    pub fn capture_stream(&self) -> sys::CUstream {
+        self.capture_stream
     }
 
     /// Free and total bytes of the device's memory.
@@ -106,12 +113,15 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         let finished = self.synchronize();
         self.staging.get_mut().unwrap_or_else(|p| p.into_inner()).take();
+        self.release_steps();
         self.free.get_mut().unwrap_or_else(|p| p.into_inner()).release();
         self.library.unload();
         // A stream or context that cannot be given back has nobody to be told.
         if finished.is_ok() {
-            // SAFETY: created in `open`, used by nobody else any more.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+            for stream in [self.stream, self.capture_stream] {
+                // SAFETY: created in `open`, used by nobody else any more.
+                let _ = unsafe { result::stream::destroy(stream) };
+            }
         }
         // SAFETY: retained in `open`.
         let _ = unsafe { result::primary_ctx::release(self.handle) };

@@ -144,8 +144,16 @@ pub(crate) struct Library {
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<(&'static str, Constants), Module>,
-    /// By file, name, constants and shared memory.
-    kernels: HashMap<(&'static str, &'static str, Constants, usize), Kernel>,
+    /// Few enough to be looked through, which needs no key.
+    kernels: Vec<LoadedKernel>,
+}
+
+struct LoadedKernel {
+    file: &'static str,
+    name: &'static str,
+    constants: Constants,
+    shared: usize,
+    kernel: Kernel,
 }
 
 impl Library {
@@ -171,9 +179,12 @@ impl Library {
     ) -> Result<Kernel> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let Loaded { modules, kernels } = &mut *loaded;
-        let key = (source.name, name, constants.to_vec(), shared);
-        if let Some(kernel) = kernels.get(&key) {
-            return Ok(*kernel);
+        let known = kernels.iter().find(|known| {
+            (known.shared, known.name, known.file) == (shared, name, source.name)
+                && known.constants == constants
+        });
+        if let Some(known) = known {
+            return Ok(known.kernel);
         }
         let module = match modules.entry((source.name, constants.to_vec())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -182,7 +193,8 @@ impl Library {
             }
         };
         let kernel = module.kernel(gpu, name, shared)?;
-        kernels.insert(key, kernel);
+        let (file, constants) = (source.name, constants.to_vec());
+        kernels.push(LoadedKernel { file, name, constants, shared, kernel });
         Ok(kernel)
     }
 

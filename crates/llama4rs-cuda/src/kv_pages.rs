@@ -40,7 +40,7 @@ impl Chunks {
     fn reserve(&mut self, gpu: &Arc<Gpu>, num_pages: usize) -> Result<()> {
         while self.chunks.len() < num_pages.div_ceil(self.pages_per_chunk) {
             let bytes = self.page_bytes * self.pages_per_chunk;
-            self.chunks.push(Buffer::new(gpu, bytes, "key/value pages")?);
+            self.chunks.push(Buffer::lasting(gpu, bytes, "key/value pages")?);
         }
         self.num_pages = self.num_pages.max(num_pages);
         Ok(())

@@ -12,7 +12,8 @@
 //!   compiled behind; each file of `src/ops` launches those of one family.
 //!
 //! All work of a device is on one stream: what is launched later sees what was
-//! launched before, and memory that is given back is reused in that order.
+//! launched before, and memory that is given back is reused in that order. The
+//! launches of a small step wait in `step` and go to the stream as one `graph`.
 
 mod backend;
 mod binaries;
@@ -21,6 +22,7 @@ mod driver;
 mod error;
 mod fragments;
 mod gpu;
+mod graph;
 mod kernels;
 mod kv_pages;
 pub mod measure;
@@ -29,6 +31,7 @@ mod module;
 pub mod nvrtc;
 mod ops;
 pub mod resources;
+mod step;
 mod tensor;
 mod upload;
 mod vision_backend;

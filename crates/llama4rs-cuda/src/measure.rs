@@ -11,6 +11,7 @@ use llama4rs_tensor::{
 use crate::cuda::{Cuda, Launch};
 use crate::error::During;
 use crate::fragments::Fragments;
+use crate::graph::Executable;
 use crate::kernels::FILL;
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
 use crate::memory::Buffer;
@@ -418,38 +419,20 @@ impl Cuda {
 /// Operations that can be queued at once.
 struct Graph<'a> {
     cuda: &'a Cuda,
-    graph: sys::CUgraph,
-    executable: sys::CUgraphExec,
+    executable: Executable,
     events: [sys::CUevent; 2],
 }
 
 impl<'a> Graph<'a> {
     fn capture(cuda: &'a Cuda, record: impl FnOnce() -> Result<()>) -> Result<Self> {
-        let stream = cuda.gpu.stream();
-        cuda.gpu.bind()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives as long as the device.
-        unsafe { result::stream::begin_capture(stream, mode) }.during("begin a capture")?;
-        let recorded = record();
-        // SAFETY: the capture was begun above.
-        let graph = unsafe { result::stream::end_capture(stream) }.during("end a capture");
-        recorded?;
-        let graph = graph?;
-        let mut executable = std::ptr::null_mut();
-        // SAFETY: `graph` came from the driver; the place for the answer is valid.
-        unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) }
-            .result()
-            .during("make a graph")?;
+        let executable = Executable::capture(&cuda.gpu, cuda.gpu.stream(), record)?;
         let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let events = [event().during("make an event")?, event().during("make an event")?];
-        Ok(Self { cuda, graph, executable, events })
+        Ok(Self { cuda, executable, events })
     }
 
     fn launch(&self) -> Result<()> {
-        // SAFETY: the graph lives as long as `self`, and so does what it was captured with.
-        unsafe { sys::cuGraphLaunch(self.executable, self.cuda.gpu.stream()) }
-            .result()
-            .during("launch a graph")
+        self.executable.launch(&self.cuda.gpu)
     }
 
     fn seconds(&self) -> Result<f64> {
@@ -472,8 +455,6 @@ impl Drop for Graph<'_> {
     fn drop(&mut self) {
         // SAFETY: made in `capture`, used by nobody else; failures have nobody to be told.
         unsafe {
-            let _ = sys::cuGraphExecDestroy(self.executable);
-            let _ = sys::cuGraphDestroy(self.graph);
             for event in self.events {
                 let _ = result::event::destroy(event);
             }

@@ -1,6 +1,7 @@
 //! Device memory: typed buffers that give themselves back.
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use llama4rs_tensor::{Error, Result};
 
 use crate::error::During;
 use crate::gpu::Gpu;
+use crate::step::Home;
 
 /// Types whose values are the same bytes on host and device.
 ///
@@ -39,14 +41,14 @@ impl FreeMemory {
         self.blocks.get_mut(&bytes)?.pop()
     }
 
-    fn put(&mut self, bytes: usize, address: CUdeviceptr) {
+    pub fn put(&mut self, bytes: usize, address: CUdeviceptr) {
         self.blocks.entry(bytes).or_default().push(address);
     }
 
     /// Gives everything to the driver; the stream must have finished.
     pub fn release(&mut self) {
         for address in std::mem::take(&mut self.blocks).into_values().flatten() {
-            // SAFETY: allocated by `Buffer::new`, owned by this list alone. A
+            // SAFETY: allocated by `Gpu::allocate`, owned by this list alone. A
             // failure has nobody to be told.
             let _ = unsafe { result::free_sync(address) };
         }
@@ -54,7 +56,7 @@ impl FreeMemory {
 }
 
 /// Sizes are rounded up by an eighth at most, large ones by 2 MiB, so that a buffer fits later wishes.
-fn rounded(bytes: usize) -> usize {
+pub(crate) fn rounded(bytes: usize) -> usize {
     let step = (bytes.next_power_of_two() / 16).clamp(512, 2 << 20);
     bytes.max(1).next_multiple_of(step)
 }
@@ -63,39 +65,67 @@ fn rounded(bytes: usize) -> usize {
 pub(crate) struct Buffer<T> {
     gpu: Arc<Gpu>,
     address: CUdeviceptr,
-    /// Bytes that were asked of the driver.
+    /// Bytes that were asked of its home.
     held: usize,
+    home: Home,
     len: usize,
     values: PhantomData<T>,
 }
 
 impl<T: Plain> Buffer<T> {
-    /// Room for `len` values, which are anything; `what` names them in an error.
+    /// Room for `len` values, which are anything; `what` names them in an error. What is made within a
+    /// step goes with it.
     pub fn new(gpu: &Arc<Gpu>, len: usize, what: &'static str) -> Result<Self> {
-        let refused =
-            || Error::OutOfMemory { what, bytes: len.saturating_mul(std::mem::size_of::<T>()) };
-        let bytes = len
-            .checked_mul(std::mem::size_of::<T>())
-            .filter(|&bytes| bytes <= isize::MAX as usize / 2)
-            .ok_or_else(refused)?;
-        let held = rounded(bytes);
-        gpu.bind()?;
-        let mut free = gpu.free.lock().unwrap_or_else(|p| p.into_inner());
-        let reused = free.take(held);
-        let address = match reused.map_or_else(|| allocate(held), Ok) {
-            Err(error) if is_out_of_memory(error) => {
-                // What other sizes keep may be enough.
-                gpu.synchronize()?;
-                free.release();
-                allocate(held)
-            }
-            outcome => outcome,
+        let held = Self::bytes_for(len, what)?;
+        match gpu.take_scratch(held) {
+            Some(place) => Ok(Self::at(gpu, place, held, len)),
+            None => Self::lasting(gpu, len, what),
+        }
+    }
+
+    /// The same for values that may outlive the step in which they are made.
+    pub fn lasting(gpu: &Arc<Gpu>, len: usize, what: &'static str) -> Result<Self> {
+        let held = Self::bytes_for(len, what)?;
+        let address = gpu.allocate(held, what)?;
+        Ok(Self::at(gpu, (address, Home::Free), held, len))
+    }
+
+    /// The same for values that the host will [read](Self::read), before the next step begins.
+    pub fn result(gpu: &Arc<Gpu>, len: usize, what: &'static str) -> Result<Self> {
+        let held = Self::bytes_for(len, what)?;
+        match gpu.take_result(len * std::mem::size_of::<T>()) {
+            Some(place) => Ok(Self::at(gpu, place, held, len)),
+            None => Self::lasting(gpu, len, what),
+        }
+    }
+
+    /// A copy of `values` among the inputs of the step that this thread records, with room for
+    /// `room` values; `None` without a step. See [`Gpu::take_input`].
+    pub fn input(
+        gpu: &Arc<Gpu>,
+        name: &'static str,
+        values: &[T],
+        room: usize,
+        repeats: bool,
+    ) -> Option<Self> {
+        // SAFETY: plain values are bytes.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values))
         };
-        let address = match address {
-            Err(error) if is_out_of_memory(error) => return Err(refused()),
-            outcome => outcome.during("allocate memory")?,
-        };
-        Ok(Self { gpu: gpu.clone(), address, held, len, values: PhantomData })
+        let place = gpu.take_input(name, bytes, room * std::mem::size_of::<T>(), repeats)?;
+        Some(Self::at(gpu, place, 0, values.len()))
+    }
+
+    fn at(gpu: &Arc<Gpu>, (address, home): (CUdeviceptr, Home), held: usize, len: usize) -> Self {
+        Self { gpu: gpu.clone(), address, held, home, len, values: PhantomData }
+    }
+
+    fn bytes_for(len: usize, what: &'static str) -> Result<usize> {
+        let size = std::mem::size_of::<T>();
+        let fits = |bytes: &usize| *bytes <= isize::MAX as usize / 2;
+        let bytes = len.checked_mul(size).filter(fits);
+        let refused = Error::OutOfMemory { what, bytes: len.saturating_mul(size) };
+        bytes.map(rounded).ok_or(refused)
     }
 
     /// A copy of `values`, queued; the values may be forgotten afterwards.
@@ -126,6 +156,7 @@ impl<T: Plain> Buffer<T> {
         if values.is_empty() {
             return Ok(());
         }
+        self.gpu.flush()?;
         self.gpu.bind()?;
         // SAFETY: the buffer has room. The driver copies pageable memory aside
         // before it returns, so `values` need not live on.
@@ -137,6 +168,19 @@ impl<T: Plain> Buffer<T> {
     pub fn read(&self, start: usize, count: usize) -> Result<Vec<T>> {
         assert!(start + count <= self.len, "more values than the buffer holds");
         let mut values: Vec<T> = Vec::with_capacity(count);
+        if let Home::Results(step) = self.home {
+            let bytes = count * std::mem::size_of::<T>();
+            // SAFETY: plain values may be any bytes, and zeros are some; there is room for them.
+            let room = unsafe {
+                std::ptr::write_bytes(values.as_mut_ptr(), 0, count);
+                std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes)
+            };
+            self.gpu.read_result(step, self.offset(start), room)?;
+            // SAFETY: written above.
+            unsafe { values.set_len(count) };
+            return Ok(values);
+        }
+        self.gpu.flush()?;
         self.gpu.bind()?;
         if count > 0 {
             // SAFETY: `values` has room for `count` plain values, which the copy
@@ -155,6 +199,7 @@ impl<T: Plain> Buffer<T> {
 
     /// Queues zeros for all values.
     pub fn clear(&mut self) -> Result<()> {
+        self.gpu.flush()?;
         self.gpu.bind()?;
         let bytes = self.len * std::mem::size_of::<T>();
         if bytes == 0 {
@@ -173,7 +218,66 @@ impl<T: Plain> Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        self.gpu.free.lock().unwrap_or_else(|p| p.into_inner()).put(self.held, self.address);
+        self.gpu.give_back(self.home, self.held, self.address);
+    }
+}
+
+impl Gpu {
+    /// `bytes` bytes of memory, of those that were given back or of the driver's.
+    pub fn allocate(&self, bytes: usize, what: &'static str) -> Result<CUdeviceptr> {
+        self.bind()?;
+        let free = || self.free.lock().unwrap_or_else(|p| p.into_inner());
+        if let Some(address) = free().take(bytes) {
+            return Ok(address);
+        }
+        let address = match allocate(bytes) {
+            Err(error) if is_out_of_memory(error) => {
+                // What other sizes keep may be enough.
+                self.synchronize()?;
+                free().release();
+                allocate(bytes)
+            }
+            outcome => outcome,
+        };
+        match address {
+            Err(error) if is_out_of_memory(error) => Err(Error::OutOfMemory { what, bytes }),
+            outcome => outcome.during("allocate memory"),
+        }
+    }
+}
+
+/// Memory of the host that the device copies by itself.
+pub(crate) struct Pinned {
+    memory: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: the memory belongs to the value alone.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// `bytes` zeros. A context is current, here and when it is dropped.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let refused = Error::OutOfMemory { what: "pinned memory", bytes };
+        // SAFETY: a context is current; freed in `drop`, cleared before anybody reads it.
+        unsafe {
+            let memory = result::malloc_host(bytes, 0).map_err(|_| refused)?;
+            std::ptr::write_bytes(memory.cast::<u8>(), 0, bytes);
+            Ok(Self { memory, bytes })
+        }
+    }
+
+    /// All of it.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: allocated and cleared in `new`.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.cast(), self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new`. A failure has nobody to be told.
+        let _ = unsafe { result::free_host(self.memory) };
     }
 }
 

@@ -80,7 +80,7 @@ impl Module {
 }
 
 /// A kernel that can be launched.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) struct Kernel {
     name: &'static str,
     function: sys::CUfunction,
@@ -102,10 +102,11 @@ pub(crate) enum Argument {
 }
 
 impl Argument {
-    fn address(&self) -> *mut c_void {
+    /// Its bytes, and a few more.
+    pub fn words(&self) -> &[u64] {
         match self {
-            Argument::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
-            Argument::Structure(words) => words.as_ptr().cast_mut().cast(),
+            Argument::Word(word) => std::slice::from_ref(word),
+            Argument::Structure(words) => words,
         }
     }
 }
@@ -201,7 +202,7 @@ macro_rules! arguments {
 pub(crate) use arguments;
 
 impl Kernel {
-    /// Queues `blocks` blocks of `threads` threads; nothing when there are none.
+    /// Queues `blocks` blocks of `threads` threads, at least one.
     ///
     /// The arguments' types are those of the kernel's parameters, and every
     /// address has the room that the kernel uses: each caller checks its shapes.
@@ -212,15 +213,25 @@ impl Kernel {
         threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
-        if blocks.contains(&0) {
-            return Ok(());
-        }
+        let address = |argument: &Argument| argument.words().as_ptr().cast_mut().cast();
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(address).collect();
+        self.launch_on(gpu, gpu.stream(), blocks, threads, &mut pointers)
+    }
+
+    /// The same on any stream, with pointers to the arguments.
+    pub fn launch_on(
+        &self,
+        gpu: &Gpu,
+        stream: sys::CUstream,
+        blocks: [usize; 3],
+        threads: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
         if blocks[0] > i32::MAX as usize || blocks[1] > 65535 || blocks[2] > 65535 {
             let most = "2^31 x 65535 x 65535 blocks";
             return Err(Error::shape(self.name, most, format!("{blocks:?}")));
         }
         gpu.bind()?;
-        let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::address).collect();
         let [x, y, z] = blocks.map(|count| count as c_uint);
         // SAFETY: the arguments outlive the call, which copies them (a 4-byte one is
         // the low half of its 8 bytes); the callers checked what they point to.
@@ -230,8 +241,8 @@ impl Kernel {
                 (x, y, z),
                 (threads, 1, 1),
                 self.shared as c_uint,
-                gpu.stream(),
-                &mut pointers,
+                stream,
+                arguments,
             )
         }
         .during(&format!("launch {}", self.name))

@@ -62,13 +62,14 @@ impl Tensor {
     /// Room for all values as bf16, which the caller writes together with the values.
     pub(crate) fn halves_mut(&mut self, gpu: &Arc<Gpu>) -> Result<&Buffer<u16>> {
         let len = self.len();
-        if self.halves.as_ref().map_or(0, Buffer::len) < len {
+        if self.halves.as_ref().is_some_and(|halves| halves.len() < len) {
+            gpu.forget_graphs()?;
             self.halves = None;
         }
         self.halves_are_current = true;
         match &mut self.halves {
             Some(halves) => Ok(halves),
-            empty => Ok(empty.insert(Buffer::new(gpu, len, "activations")?)),
+            empty => Ok(empty.insert(Buffer::lasting(gpu, len, "activations")?)),
         }
     }
 
@@ -88,9 +89,11 @@ impl Tensor {
         let len = rows.checked_mul(cols).ok_or(refused)?;
         if self.values.as_ref().map_or(0, Buffer::len) < len {
             // The old memory is free for the new.
-            self.values = None;
+            if self.values.take().is_some() {
+                gpu.forget_graphs()?;
+            }
             (self.rows, self.cols) = (0, 0);
-            self.values = Some(Buffer::new(gpu, len, "activations")?);
+            self.values = Some(Buffer::lasting(gpu, len, "activations")?);
         }
         (self.rows, self.cols) = (rows, cols);
         Ok(())
@@ -108,8 +111,11 @@ impl Tensor {
         (self.rows, self.cols) = (rows, cols);
     }
 
-    /// A tensor of given values; `values.len()` is `rows * cols`.
+    /// A tensor of given values; `values.len()` is `rows * cols`. Within a step it lasts until the next one.
     pub(crate) fn of(gpu: &Arc<Gpu>, values: &[f32], rows: usize, cols: usize) -> Result<Self> {
+        if let Some(values) = Buffer::input(gpu, "activations", values, 0, false) {
+            return Ok(Self { values: Some(values), rows, cols, ..Self::default() });
+        }
         let mut tensor = Self::default();
         tensor.resize(gpu, rows, cols)?;
         if let Some(buffer) = &mut tensor.values {

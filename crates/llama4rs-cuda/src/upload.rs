@@ -1,14 +1,13 @@
 //! Bringing bytes to the device: large ones through pinned memory, small ones once.
 
-use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
-use llama4rs_tensor::{Error, Result};
+use llama4rs_tensor::Result;
 
 use crate::error::During;
 use crate::gpu::Gpu;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, Pinned};
 
 const STAGE_BYTES: usize = 16 << 20;
 
@@ -18,38 +17,27 @@ pub(crate) struct Staging {
 }
 
 struct Stage {
-    memory: *mut c_void,
+    memory: Pinned,
     copied: sys::CUevent,
 }
 
-// SAFETY: the memory and the event belong to the stage alone.
+// SAFETY: the event belongs to the stage alone.
 unsafe impl Send for Stage {}
 
 impl Stage {
     fn new() -> Result<Self> {
-        let refused = Error::OutOfMemory { what: "pinned memory", bytes: STAGE_BYTES };
-        // SAFETY: a context is current; freed in `drop`.
-        let memory = unsafe { result::malloc_host(STAGE_BYTES, 0) }.map_err(|_| refused)?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        match event.during("make an event") {
-            Ok(copied) => Ok(Self { memory, copied }),
-            Err(error) => {
-                // SAFETY: allocated above. A failure has nobody to be told.
-                let _ = unsafe { result::free_host(memory) };
-                Err(error)
-            }
-        }
+        let memory = Pinned::new(STAGE_BYTES)?;
+        let copied = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .during("make an event")?;
+        Ok(Self { memory, copied })
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // SAFETY: made in `new`; the stream has finished when staging goes.
-        // Failures have nobody to be told.
-        unsafe {
-            let _ = result::event::destroy(self.copied);
-            let _ = result::free_host(self.memory);
-        }
+        // SAFETY: made in `new`; the stream has finished when staging goes. A
+        // failure has nobody to be told.
+        let _ = unsafe { result::event::destroy(self.copied) };
     }
 }
 
@@ -62,18 +50,17 @@ pub(crate) fn upload(gpu: &Gpu, bytes: &[u8], to: &mut Buffer<u8>) -> Result<()>
     gpu.bind()?;
     let mut staging = gpu.staging.lock().unwrap_or_else(|p| p.into_inner());
     let stages = match &mut *staging {
-        Some(staging) => &staging.stages,
-        empty => &empty.insert(Staging { stages: [Stage::new()?, Stage::new()?] }).stages,
+        Some(staging) => &mut staging.stages,
+        empty => &mut empty.insert(Staging { stages: [Stage::new()?, Stage::new()?] }).stages,
     };
     for (i, part) in bytes.chunks(STAGE_BYTES).enumerate() {
-        let stage = &stages[i % 2];
-        // SAFETY: the stage's memory is as long as a part, and its last copy has
-        // finished once its event has (an event never recorded has); the target
-        // range is inside of the buffer.
+        let stage = &mut stages[i % 2];
+        let pinned = &mut stage.memory.bytes()[..part.len()];
+        // SAFETY: the stage's last copy has finished once its event has (an event never
+        // recorded has); the target range is inside of the buffer.
         unsafe {
             result::event::synchronize(stage.copied).during("wait for a copy")?;
-            std::ptr::copy_nonoverlapping(part.as_ptr(), stage.memory.cast(), part.len());
-            let pinned = std::slice::from_raw_parts(stage.memory.cast::<u8>(), part.len());
+            pinned.copy_from_slice(part);
             result::memcpy_htod_async(to.offset(i * STAGE_BYTES), pinned, gpu.stream())
                 .during("copy to the device")?;
             result::event::record(stage.copied, gpu.stream()).during("record an event")?;
@@ -99,7 +86,8 @@ impl Uploads {
         let entry = match known {
             Some(index) => self.lists.remove(index),
             None => {
-                let buffer = Buffer::of(gpu, list, "lists of a step")?;
+                let mut buffer = Buffer::lasting(gpu, list.len(), "lists of a step")?;
+                buffer.write(list)?;
                 if self.lists.len() == REMEMBERED {
                     self.lists.remove(0);
                 }

@@ -287,10 +287,12 @@ impl<B: VisionBackend> Engine<B> {
         }
     }
 
-    /// Why pages can no longer be stored on disk, once after each change for the worse;
-    /// requests go on with their pages in memory.
-    pub fn take_store_warning(&self) -> Option<String> {
-        self.store_warning.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+    /// What a user should know, once: why pages can no longer be stored on disk (requests go on
+    /// with their pages in memory), or what the device [says](Backend::take_warning).
+    pub fn take_warning(&self) -> Option<String> {
+        let of_store =
+            self.store_warning.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        of_store.or_else(|| self.backend.take_warning())
     }
 
     /// Bytes of key/value pages in use; `None` while a step is being computed.

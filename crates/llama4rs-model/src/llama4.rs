@@ -44,13 +44,29 @@ impl<B: VisionBackend> Llama4<B> {
         workspace: &mut Workspace<B>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        let routings = backend
+            .step(step.ids.len(), || self.layers(backend, step, cache, workspace, observer))?;
+        for (layer, routing) in &routings {
+            observer.routed(*layer, &backend.routed_experts(routing)?);
+        }
+        Ok(())
+    }
+
+    /// From token ids to logits; says where the tokens of each layer with experts went.
+    fn layers(
+        &self,
+        backend: &B,
+        step: &Step,
+        cache: &mut KvCache<B>,
+        workspace: &mut Workspace<B>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<(usize, B::Routing)>> {
         let terms = self.position_terms(backend, &step.positions)?;
         backend.embed(&self.embed_tokens, &step.ids, &mut workspace.x)?;
         if !step.image_rows.is_empty() {
             let features = backend.upload(&step.image_features, self.config.hidden_size)?;
             backend.replace_rows(&mut workspace.x, &step.image_rows, &features)?;
         }
-        // Read at the end: a device need not be waited for between its layers.
         let mut routings = Vec::new();
         if let Some(first) = self.blocks.first() {
             first.input_layernorm.forward(backend, &workspace.x, &mut workspace.h)?;
@@ -70,10 +86,7 @@ impl<B: VisionBackend> Llama4<B> {
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
             backend.matmul(h, &[lm_head], &mut [logits])?;
         }
-        for (layer, routing) in &routings {
-            observer.routed(*layer, &backend.routed_experts(routing)?);
-        }
-        Ok(())
+        Ok(routings)
     }
 
     /// Rotations and temperatures of the step's rows, once for all layers.

@@ -29,7 +29,7 @@ pub(crate) trait AnyEngine: Send + Sync {
     fn kv_bytes_read(&self) -> Option<BytesRead>;
     fn kv_memory(&self) -> Option<usize>;
     fn set_kv_memory(&self, bytes: usize);
-    fn take_store_warning(&self) -> Option<String>;
+    fn take_warning(&self) -> Option<String>;
     fn encode_image(
         &self,
         pixels: &[f32],
@@ -81,8 +81,8 @@ impl<B: VisionBackend> AnyEngine for Engine<B> {
         Engine::set_kv_memory(self, bytes);
     }
 
-    fn take_store_warning(&self) -> Option<String> {
-        Engine::take_store_warning(self)
+    fn take_warning(&self) -> Option<String> {
+        Engine::take_warning(self)
     }
 
     fn encode_image(

@@ -41,7 +41,7 @@ impl Request {
     pub(crate) fn next(&self, py: Python<'_>) -> PyResult<Option<Event>> {
         let mut signals = Signals::new();
         let outcome = detached(py, || self.engine.next(&self.request, &mut || signals.pending()))?;
-        if let Some(warning) = self.engine.take_store_warning() {
+        if let Some(warning) = self.engine.take_warning() {
             warn(py, &warning);
         }
         match outcome {

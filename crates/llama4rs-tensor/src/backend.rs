@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 
 use crate::kv::{KvGeometry, KvSpan, PageForm, PageId, Slot};
-use crate::{Bytes, PackedMatrix, Result};
+use crate::{Bytes, Error, PackedMatrix, Result};
 
 /// The routed part of a mixture-of-experts layer: stacks of `num_experts` matrices.
 pub struct ExpertWeights<'a, M> {
@@ -79,6 +79,23 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Free bytes of the device's own memory; `None` when it is the system's.
     fn free_memory(&self) -> Option<usize> {
         None
+    }
+
+    /// What a user should know that is no error, once.
+    fn take_warning(&self) -> Option<String> {
+        None
+    }
+
+    /// Runs the operations of one step of `rows` rows. A device may queue them until `run` returns,
+    /// and submit them as one. What is [uploaded](Self::upload) and [routed](Self::route) meanwhile lasts
+    /// until the next step begins; after an error nothing of it needs to have been computed.
+    fn step<T, E: From<Error>>(
+        &self,
+        rows: usize,
+        run: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let _ = rows;
+        run()
     }
 
     /// An empty tensor, to be used as an output.

@@ -55,25 +55,25 @@ fn rows_of_block(rows: usize, group: usize) -> usize {
 
 /// What the kernel gets to know about the spans.
 struct Work {
-    /// Addresses of pages, then tiles, then the keys that each row sees.
+    /// Tiles, then the keys that each row sees, then addresses of pages.
     list: Vec<u32>,
-    tiles_at: usize,
     tiles: usize,
     visible_at: usize,
+    pages_at: usize,
     covered: usize,
     max_splits: usize,
 }
 
 impl Work {
     fn of(pool: &KvPages, spans: &[KvSpan], rows: usize, tile_rows: usize) -> Self {
-        let mut list = Vec::new();
-        let (mut tiles, mut visible) = (Vec::new(), vec![0; rows]);
+        let mut addresses = Vec::new();
+        let (mut list, mut visible) = (Vec::new(), vec![0; rows]);
         let (mut covered, mut most) = (0, 0);
         for span in spans {
-            let first_page = list.len() / 2;
+            let first_page = addresses.len() / 2;
             let seen = span.visible + span.rows.len().saturating_sub(1);
             let pages = span.pages.iter().take(seen.div_ceil(KEYS));
-            list.extend(words(
+            addresses.extend(words(
                 pages.map(|&page| pool.address(page) | (page.form() == PageForm::Sealed) as u64),
             ));
             for row in span.rows.clone() {
@@ -81,20 +81,22 @@ impl Work {
             }
             for row in span.rows.clone().step_by(tile_rows) {
                 let count = tile_rows.min(span.rows.end - row);
-                tiles.extend([first_page as u32, row as u32, count as u32, visible[row]]);
+                list.extend([first_page as u32, row as u32, count as u32, visible[row]]);
             }
             covered += span.rows.len();
             if !span.rows.is_empty() {
                 most = most.max(seen);
             }
         }
-        let tiles_at = list.len();
-        let count = tiles.len() / 4;
-        list.extend(tiles);
-        let visible_at = list.len();
+        let (tiles, visible_at) = (list.len() / 4, list.len());
         list.extend(visible);
-        let max_splits = most.div_ceil(SPLIT_KEYS);
-        Self { list, tiles_at, tiles: count, visible_at, covered, max_splits }
+        // Addresses have eight bytes.
+        list.resize(list.len().next_multiple_of(2), 0);
+        let pages_at = list.len();
+        list.extend(addresses);
+        // The same grid while the text doubles; splits without keys end at once.
+        let max_splits = most.div_ceil(SPLIT_KEYS).next_power_of_two();
+        Self { list, tiles, visible_at, pages_at, covered, max_splits }
     }
 }
 
@@ -126,7 +128,7 @@ impl Cuda {
         if work.tiles == 0 || heads == 0 {
             return Ok(());
         }
-        let list = self.list(&work.list)?;
+        let list = self.growing_list("spans", &work.list, work.pages_at)?;
         let variant =
             Variant { head_dim, group, rows: tile_rows, dtype: dtype_constants(geometry.dtype) };
         // Splits get blocks of their own where there are too few blocks without.
@@ -155,8 +157,8 @@ impl Cuda {
         let arguments = arguments![
             out.address(),
             queries.address(),
+            list.offset(work.pages_at),
             &*list,
-            list.offset(work.tiles_at),
             layer,
             scale,
             parts,

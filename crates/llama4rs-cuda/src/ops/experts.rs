@@ -42,7 +42,7 @@ impl Cuda {
                 num_experts,
             ));
         }
-        let experts = Buffer::new(&self.gpu, rows * top_k, "routing")?;
+        let experts = Buffer::result(&self.gpu, rows * top_k, "routing")?;
         let weights = Buffer::new(&self.gpu, rows * top_k, "routing")?;
         let arguments = arguments![&experts, &weights, logits.address(), rows, num_experts, top_k];
         self.launch_experts("route", rows.div_ceil(ROUTED_ROWS), 256, &arguments)?;

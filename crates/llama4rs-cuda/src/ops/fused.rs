@@ -87,7 +87,7 @@ impl Cuda {
         let head_dim = placement.head_dim;
         let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
         let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
-        let list = self.list(&list)?;
+        let list = self.list("slots", &list)?;
         let heads = q.cols() / head_dim;
         let halves = q.halves_mut(&self.gpu)?.address();
         let all = Structure::default()

@@ -5,6 +5,7 @@ use llama4rs_tensor::{KvDtype, KvGeometry, PageId, Result, Slot};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::KV_PAGES;
 use crate::kv_pages::KvPages;
+use crate::memory::Buffer;
 use crate::module::{arguments, Argument};
 use crate::tensor::Tensor;
 
@@ -50,18 +51,18 @@ impl Cuda {
         values: &Tensor,
     ) -> Result<()> {
         let geometry = *pool.geometry();
-        let mut rotated = Tensor::default();
-        let mut values = values;
-        if geometry.dtype.rotates_values() {
-            rotated.resize(&self.gpu, values.rows(), values.cols())?;
+        let rotates = geometry.dtype.rotates_values();
+        let count = if rotates { values.len() } else { 0 };
+        let rotated = Buffer::<f32>::new(&self.gpu, count, "rotated values")?;
+        if rotates {
             self.rotate_heads(&geometry, rotated.address(), values)?;
-            values = &rotated;
         }
+        let values = if rotates { rotated.address() } else { values.address() };
         let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
         let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
-        let list = self.list(&list)?;
+        let list = self.list("slots", &list)?;
         let offsets = list.offset(2 * slots.len());
-        let arguments = arguments![&*list, offsets, keys.address(), values.address(), layer];
+        let arguments = arguments![&*list, offsets, keys.address(), values, layer];
         self.launch_kv(&geometry, "write_kv", [slots.len(), 1, 1], 256, &arguments)
     }
 
@@ -80,7 +81,7 @@ impl Cuda {
         let geometry = *pool.geometry();
         let addresses = pages.iter().flat_map(|&(exact, sealed)| [exact, sealed]);
         let list: Vec<u32> = words(addresses.map(|page| pool.address(page))).collect();
-        let list = self.list(&list)?;
+        let list = self.list("seals", &list)?;
         let blocks = [pages.len(), geometry.num_kv_heads, 1];
         self.launch_kv(&geometry, "seal", blocks, 128, &arguments![&*list, layer])
     }

@@ -37,8 +37,10 @@ type Item = [u32; 4];
 /// What a step's spans are cut into.
 #[derive(Default)]
 struct Work {
-    /// Addresses of pages, then items.
+    /// Items, then addresses of pages.
     list: Vec<u32>,
+    /// Where the pages begin.
+    pages_at: usize,
     /// Items of one row for decode.
     singles: Vec<Item>,
     /// Items of many rows for prefill.
@@ -52,12 +54,13 @@ struct Work {
 impl Work {
     fn of(pool: &KvPages, spans: &[KvSpan]) -> Self {
         let mut work = Self::default();
+        let mut addresses = Vec::new();
         for span in spans.iter().filter(|span| !span.rows.is_empty()) {
-            let first_page = (work.list.len() / 2) as u32;
+            let first_page = (addresses.len() / 2) as u32;
             let rows = span.rows.len();
             let seen = span.visible + rows - 1;
             let pages = span.pages.iter().take(seen.div_ceil(PAGE_TOKENS));
-            work.list.extend(words(
+            addresses.extend(words(
                 pages.map(|&page| pool.address(page) | (page.form() == PageForm::Sealed) as u64),
             ));
             let item = |row, rows, visible| [row as u32, rows as u32, first_page, visible as u32];
@@ -72,6 +75,8 @@ impl Work {
             work.covered += rows;
         }
         work.list.extend(work.singles.iter().chain(&work.spans).flatten());
+        work.pages_at = work.list.len();
+        work.list.extend(addresses);
         work
     }
 }
@@ -100,16 +105,15 @@ impl Cuda {
         if work.covered == 0 || heads == 0 {
             return Ok(());
         }
-        let list = self.list(&work.list)?;
+        let list = self.growing_list("spans", &work.list, work.pages_at)?;
         let halves_out = out.halves_mut(&self.gpu)?.address();
         out.keep_halves(work.covered == rows);
         let out = out.address();
-        let items_at = work.list.len() - 4 * (work.singles.len() + work.spans.len());
         let arguments = |first_item: usize, parts: u64, splits: usize| -> Result<[Argument; 1]> {
             let fields = Structure::default()
                 .long(halves)
-                .long(list.address())
-                .long(list.offset(items_at + 4 * first_item))
+                .long(list.offset(work.pages_at))
+                .long(list.offset(4 * first_item))
                 .long(out)
                 .long(halves_out)
                 .long(parts)
@@ -134,7 +138,8 @@ impl Cuda {
         let page_bytes = 4 * PAGE_TOKENS * head_dim;
         if !work.singles.is_empty() {
             let count = work.singles.len();
-            let splits = work.most_keys.div_ceil(PAGE_TOKENS * SPLIT_PAGES);
+            // The same grid while the text doubles; splits without keys end at once.
+            let splits = work.most_keys.div_ceil(PAGE_TOKENS * SPLIT_PAGES).next_power_of_two();
             let len = count * heads * splits * (head_dim + 4);
             let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
             let all = arguments(0, parts.address(), splits)?;

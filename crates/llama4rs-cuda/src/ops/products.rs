@@ -415,7 +415,7 @@ impl Cuda {
         let splits = router.cols.div_ceil(ROUTER_INPUTS);
         let parts = Buffer::<f32>::new(&self.gpu, splits * rows * num_experts, "routing")?;
         let logits = Buffer::<f32>::new(&self.gpu, rows * num_experts, "routing")?;
-        let experts = Buffer::new(&self.gpu, assignments, "routing")?;
+        let experts = Buffer::result(&self.gpu, assignments, "routing")?;
         let weights = Buffer::new(&self.gpu, assignments, "routing")?;
         let tiles = self.room_for_tiles(assignments, num_experts, formats)?;
         let launch = |kernel, blocks, threads| Launch {

@@ -64,7 +64,7 @@ impl Cuda {
 
     pub(crate) fn run_select_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
         out.resize(&self.gpu, rows.len(), x.cols())?;
-        let list = self.list(rows)?;
+        let list = self.list("logit rows", rows)?;
         let arguments = arguments![out.address(), x.address(), &*list, x.cols()];
         self.launch_rows(&ROWS, "select_rows", rows.len(), &arguments)
     }
@@ -80,7 +80,7 @@ impl Cuda {
         moves.sort_unstable_by_key(|&(row, from)| (row, std::cmp::Reverse(from)));
         moves.dedup_by_key(|(row, _)| *row);
         let list: Vec<u32> = moves.iter().flat_map(|&(row, from)| [row, from]).collect();
-        let list = self.list(&list)?;
+        let list = self.list("image rows", &list)?;
         let arguments = arguments![x.address_mut(), with.address(), &*list, x.cols()];
         self.launch_rows(&ROWS, "replace_rows", moves.len(), &arguments)
     }
@@ -128,7 +128,7 @@ impl Cuda {
 
     pub(crate) fn run_embed(&self, table: &Matrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
         out.resize(&self.gpu, ids.len(), table.cols)?;
-        let list = self.list(ids)?;
+        let list = self.list("token ids", ids)?;
         if let Some(fragments) = &table.fragments {
             return self.run_embed_fragments(table, fragments, &list, ids.len(), out);
         }

@@ -1,0 +1,169 @@
+"""What a decode step asks of the driver, and that it changes no bit how it is asked."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from llama4rs._llama4rs import Engine
+from oracle.checkpoint import make_checkpoint
+from oracle.configs import TEXT
+from test_cuda import CudaEngine, device
+
+__all__ = ["device"]
+
+GRAPHS = "LLAMA4RS_CUDA_GRAPHS"
+WAITS = ("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize", "cuMemcpyDtoH_v2")
+# Heads that tensor cores take, one rotary and one global layer.
+SHAPE = {
+    "num_hidden_layers": 2,
+    "head_dim": 64,
+    "attention_chunk_size": 64,
+    "no_rope_layers": [1, 0],
+}
+PROMPTS = {
+    # They cross the ends of a page and of a chunk, and the first 256 tokens.
+    "crosses": [1] + [10 + 7 * i % 100 for i in range(250)],
+    "chunk": [1] + [11 + 3 * i % 90 for i in range(61)],
+    "short": [1, 17, 23, 99, 5],
+}
+
+Tokens = list[tuple[Any, ...]]
+
+
+class Driver:
+    """The stand-in's own functions."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL("libcuda.so.1")
+
+    def calls(self) -> Counter[str]:
+        """How often each function was called since the start of the process."""
+        text = ctypes.create_string_buffer(1 << 16)
+        self.library.llama4rs_sim_calls(text, len(text))
+        return Counter(json.loads(text.value))
+
+    def fail(self, name: str) -> None:
+        """Lets the next call of a function fail."""
+        self.library.llama4rs_sim_fail(name.encode(), 1, 999)
+
+
+@pytest.fixture(scope="module")
+def driver(device: str) -> Driver:
+    try:
+        found = Driver()
+        found.calls()
+    except (OSError, AttributeError):
+        pytest.skip("a real driver counts no calls")
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("steps")
+    make_checkpoint(path, TEXT["scout_like"] | SHAPE, 7)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA4RS_CUDA_CACHE", str(tmp_path_factory.getbasetemp() / "compiled"))
+
+
+def run(engine: Engine, options: dict[str, Any], joins: int = 6) -> dict[str, Tokens]:
+    """Two requests, and a third that comes while they run; they end one after the other."""
+
+    def submit(name: str, tokens: int) -> None:
+        requests[name] = engine.submit(
+            PROMPTS[name], max_tokens=tokens, stop_token_ids=[], **options
+        )
+
+    requests: dict[str, Any] = {}
+    submit("chunk", 12)
+    submit("crosses", 18)
+    tokens: dict[str, Tokens] = {}
+    step = 0
+    while requests:
+        for name in list(requests):
+            event = requests[name].next()
+            if event is None:
+                del requests[name]
+            elif event.token_id is not None:
+                kept = (event.token_id, event.logprob, tuple(event.top_logprobs or ()))
+                tokens.setdefault(name, []).append(kept)
+        step += 1
+        if step == joins:
+            submit("short", 5)
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("weights", "kv_cache"), [("int4", "bf16"), ("int4", "int8"), ("bf16", "int4"), ("f32", "f32")]
+)
+def test_graphs_change_no_bit(
+    model: str, driver: Driver, monkeypatch: pytest.MonkeyPatch, weights: str, kv_cache: str
+) -> None:
+    answers = []
+    for graphs in ("1", "0"):
+        monkeypatch.setenv(GRAPHS, graphs)
+        engine = CudaEngine(model, weights=weights, kv_cache=kv_cache)
+        before = driver.calls()
+        # Log probabilities show every bit of the logits.
+        answers.append(run(engine, {"logprobs": 3}))
+        launched = (driver.calls() - before)["cuGraphLaunch"]
+        assert (launched > 8) if graphs == "1" else (launched == 0)
+    assert answers[0] == answers[1]
+    assert {name: len(tokens) for name, tokens in answers[0].items()} == {
+        "chunk": 12,
+        "crosses": 18,
+        "short": 5,
+    }
+
+
+def test_prompts_wait_once_for_a_step(model: str, driver: Driver) -> None:
+    engine = CudaEngine(model, weights="int4", step_tokens=300)
+    waits = []
+    for first in range(2, 5):
+        request = engine.submit([first, *PROMPTS["crosses"] * 2], max_tokens=1)
+        while True:
+            before = driver.calls()
+            if request.next() is None:
+                break
+            waits.append((driver.calls() - before)["cuStreamSynchronize"])
+    # Later ones find their memory.
+    assert waits[-2:] == [2, 2]
+
+
+@pytest.mark.parametrize("call", ["cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags"])
+def test_without_graphs_it_goes_on(model: str, driver: Driver, call: str) -> None:
+    expected = run(CudaEngine(model, weights="int4"), {})
+    engine = CudaEngine(model, weights="int4")
+    before = driver.calls()
+    driver.fail(call)
+    with pytest.warns(RuntimeWarning, match="without CUDA graphs") as warnings:
+        assert run(engine, {}) == expected
+    assert len(warnings) == 1
+    assert (driver.calls() - before)["cuGraphLaunch"] == 0
+
+
+def test_a_start_does_no_needless_work(model: str, driver: Driver) -> None:
+    def answer() -> tuple[dict[str, Tokens], Counter[str]]:
+        before = driver.calls()
+        engine = CudaEngine(model, weights="int4")
+        opened = driver.calls() - before
+        # Weights are on their way; nobody has waited for them.
+        assert not any(opened[name] for name in WAITS)
+        tokens = run(engine, {})
+        return tokens, driver.calls() - before
+
+    (expected, cold), (tokens, warm) = answer(), answer()
+    assert tokens == expected
+    assert warm == cold
+    # A file of kernels is loaded once, and each kernel is looked up once.
+    assert warm["cuModuleLoadDataEx"] <= warm["cuModuleGetFunction"] <= 24
