@@ -13,6 +13,7 @@ import pytest
 import llama4rs
 from chain_model import MAX_CONTEXT, SCRIPT, make_chain_model
 from llama4rs import AsyncTextStream, Llama4, RequestError, Session, SessionError
+from llama4rs.session_additions import added
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
 ENDLESS: dict[str, Any] = {"temperature": 0, "max_tokens": 10**6, "ignore_eos": True}
@@ -221,14 +222,14 @@ def test_cancelling_an_addition(session: Session) -> None:
 def test_cancelling_an_addition_that_has_not_begun(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    addition, encoding = session._addition, threading.Event()
+    addition, encoding = added, threading.Event()
 
     def slow(*arguments: Any) -> Any:
         encoding.set()
         time.sleep(0.1)
         return addition(*arguments)
 
-    monkeypatch.setattr(session, "_addition", slow)
+    monkeypatch.setattr("llama4rs.session.added", slow)
     before = session.token_ids
 
     async def cancel(call: Awaitable[Any]) -> None:

@@ -48,6 +48,7 @@ import llama4rs
 from images.pictures import picture
 from llama4rs import CheckpointNotFoundError, ImageError, Llama4, RequestError, TokenizerError
 from llama4rs.cli.app import app
+from llama4rs.image_cache import ImageCache
 from llama4rs.images import (
     ImageConfig,
     ImageTokens,
@@ -56,7 +57,6 @@ from llama4rs.images import (
     plan_image,
     preprocess,
 )
-from llama4rs.vision import ImageCache
 
 TILE = 56
 TOKENS_PER_TILE = 4

@@ -51,7 +51,7 @@ from llama4rs import (
     SamplingParams,
     TokenizerError,
 )
-from llama4rs.generation import StopStrings
+from llama4rs.stop_strings import StopStrings
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, TokenizerError
+from .image_arguments import image_list, part_source
 from .prompts import is_batch, is_conversation
-from .vision import image_list, part_source
 
 if TYPE_CHECKING:
     import numpy as np

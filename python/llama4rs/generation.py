@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from .errors import RequestError, option_errors
 from .outputs import Output, Timings, TokenLogprob, TopLogprob, Usage
+from .progress import Progress
+from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from ._llama4rs import Engine, Event, Request
@@ -14,57 +16,7 @@ if TYPE_CHECKING:
     from .sampling import SamplingParams
     from .tokenizer import Tokenizer
 
-__all__ = ["Generation", "StopStrings"]
-
-
-class StopStrings:
-    """Finds the first stop string in text that arrives in pieces.
-
-    Text that may turn out to be the beginning of a stop string is held back until it is known.
-
-    Example:
-        >>> stop = StopStrings(["END"])
-        >>> stop.push("one E"), stop.push("N"), stop.push("ough"), stop.push(" END two")
-        ('one ', '', 'ENough', ' ')
-        >>> stop.found
-        'END'
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found: str | None = None
-        """The stop string that was met. Everything after it is dropped."""
-
-    def push(self, text: str) -> str:
-        """Takes the next piece; returns the text that is now sure to belong to the output."""
-        if self.found is not None:
-            return ""
-        self._held += text
-        # The one that is complete first, however the text was cut into pieces.
-        found = [(self._held.find(stop), stop) for stop in self._stops]
-        ends = [(at + len(stop), at, stop) for at, stop in found if at >= 0]
-        if ends:
-            _, at, self.found = min(ends)
-            sure, self._held = self._held[:at], ""
-            return sure
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        sure, self._held = self._held[:cut], self._held[cut:]
-        return sure
-
-    def flush(self) -> str:
-        """The text that was held back, at the end of the output."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+__all__ = ["Generation", "run_all"]
 
 
 class Generation:
@@ -205,3 +157,14 @@ class Generation:
         data = spelled(token_id)
         text = data.decode("utf-8", "replace")
         return TokenLogprob(token_id, logprob, text, bytes=data, top=tuple(top))
+
+
+def run_all(generations: Sequence[Generation], report: Progress | None) -> None:
+    """Runs all requests side by side to their ends."""
+    running = list(generations)
+    while running:
+        for generation in running:
+            generation.advance()
+        running = [generation for generation in running if not generation.done]
+        if report is not None:
+            report("prompts", len(generations) - len(running), len(generations))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
@@ -14,17 +14,21 @@ from .counts import MOST_THREADS, check_count
 from .device import nvrtc_folders
 from .encoding import PromptEncoder
 from .errors import RequestError, option_errors
-from .generation import Generation
+from .generation import Generation, run_all
 from .hub import resolve_model
+from .image_arguments import image_lists
+from .image_cache import DEFAULT_CACHE_BYTES, ImageCache
 from .opening import free_kv_memory, generation_defaults, open_chat_template, open_tokenizer
 from .packing import Policy, policy_pairs
 from .planning.budget import PREFIX_CACHE_BYTES, parse_bytes
 from .progress import Progress, progress_bar
-from .prompts import Batch, Message, Prompt, is_batch, is_conversation, plain_prompt
-from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
+from .prompts import Batch, Message, Prompt, conversation, is_batch, plain_prompt
+from .sampling import SamplingParams
 from .streaming import AsyncTextStream, TextStream
+from .submission import Submitter, chosen_params
 from .summary import summary_text
-from .vision import DEFAULT_CACHE_BYTES, ImageCache, PromptImages, image_list, image_lists
+from .tool_calls import with_tool_calls
+from .vision import PromptImages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .chat_template import ChatTemplate
-    from .encoding import EncodedPrompt, Tools
+    from .encoding import Tools
     from .images import ImagePlan, ImageSource
     from .options import BatchOptions, ChatOptions, GenerateOptions, PromptOptions
     from .outputs import Output
@@ -219,6 +223,7 @@ class Llama4:
             cache=self._image_cache,
             allow_urls=allow_image_urls,
         )
+        self._submitter = Submitter(self._engine, self._tokenizer, self.config)
         self._encoder = PromptEncoder(self.path, self._tokenizer, template, self._images)
 
     # ------------------------------------------------------------------------------ generating
@@ -297,7 +302,7 @@ class Llama4:
             >>> seen = llm.generate("I see ", images=[draw_picture(84).image], max_tokens=6)
         """
         prompt = plain_prompt(prompt)
-        params = self._params(params, options)
+        params = chosen_params(params, self.defaults, options)
         batch = is_batch(prompt)
         prompts: list[Any] = [plain_prompt(item) for item in prompt] if batch else [prompt]
         shown = image_lists(images, len(prompts)) if batch else [images]
@@ -308,9 +313,9 @@ class Llama4:
         generations: list[Generation] = []
         try:
             for item in encoded:
-                generations.append(self._submit(item, params, skip_special))
+                generations.append(self._submitter.submit(item, params, skip_special=skip_special))
             with progress_bar(progress) as report:
-                _drain(generations, report)
+                run_all(generations, report)
         except BaseException:
             for generation in generations:
                 generation.cancel()
@@ -353,7 +358,9 @@ class Llama4:
         encoded = self._encoder.encode(
             prompt, tools=tools, images=images, parse_special=parse_special
         )
-        generation = self._submit(encoded, self._params(params, options), skip_special)
+        generation = self._submitter.submit(
+            encoded, chosen_params(params, self.defaults, options), skip_special=skip_special
+        )
         return TextStream(generation, lambda output: with_tool_calls(output, tools))
 
     def astream(
@@ -681,93 +688,6 @@ class Llama4:
     # -------------------------------------------------------------------------------- internals
 
     def _session_files(self) -> SessionFiles:
-        from .session import session_files
+        from .session_files import model_sessions
 
-        return session_files(self, self.kv_dir)
-
-    def _params(self, params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
-        if params is None:
-            params = self.defaults
-        elif not isinstance(params, SamplingParams):
-            raise TypeError(
-                f"the second argument is a SamplingParams, got {params!r}; give single options by "
-                "name, such as max_tokens=50"
-            )
-        return params.with_options(**options)
-
-    def _submit(
-        self, prompt: EncodedPrompt, params: SamplingParams, skip_special: bool
-    ) -> Generation:
-        num_tokens = len(prompt.token_ids)
-        room = self.max_context - num_tokens
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {num_tokens} tokens and the context holds {self.max_context}, "
-                "output included\nhint: shorten it, or open the model with a larger max_context"
-            )
-        return Generation(
-            self._engine,
-            self._tokenizer,
-            prompt,
-            params,
-            max_tokens=min(params.max_tokens or DEFAULT_MAX_TOKENS, room),
-            stop_token_ids=self._stop_token_ids(params),
-            skip_special=skip_special,
-        )
-
-    def _stop_token_ids(self, params: SamplingParams) -> list[int]:
-        own: set[int] = set()
-        if not params.ignore_eos:
-            configured = self.config.get("eos_token_id")
-            own.update((configured,) if isinstance(configured, int) else configured or ())
-            own.update(self._tokenizer.eos_ids if self._tokenizer else ())
-        return sorted(own.union(params.stop_token_ids))
-
-
-def with_tool_calls(output: Output, tools: Tools | None) -> Output:
-    """`output` with the calls in its text moved into its message."""
-    from .tool_calls import parse_tool_calls
-
-    if not tools:
-        return output
-    content, calls = parse_tool_calls(output.text, tool_names=_tool_names(tools))
-    if not calls:
-        return output
-    openai = [call.to_openai(f"call_{index}") for index, call in enumerate(calls)]
-    return replace(output, message={**output.message, "content": content, "tool_calls": openai})
-
-
-def _drain(generations: Sequence[Generation], report: Progress | None) -> None:
-    """Runs all requests side by side to their ends."""
-    running = list(generations)
-    while running:
-        for generation in running:
-            generation.advance()
-        running = [generation for generation in running if not generation.done]
-        if report is not None:
-            report("prompts", len(generations) - len(running), len(generations))
-
-
-def conversation(
-    messages: str | Sequence[Message], images: Sequence[ImageSource] | None
-) -> Sequence[Message]:
-    if isinstance(messages, str):
-        pictures = [{"type": "image", "image": image} for image in image_list(images)]
-        text = {"type": "text", "text": messages}
-        return [{"role": "user", "content": [*pictures, text]}]
-    if images is not None:
-        raise TypeError("the images of a conversation belong into its messages")
-    if not is_conversation(plain_prompt(messages)):
-        raise RequestError(
-            "chat takes a string or a list of messages such as "
-            "{'role': 'user', 'content': 'Hello'}; use generate for other prompts"
-        )
-    return messages
-
-
-def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """Names of the functions on offer; None when a description has no name to be found."""
-    functions = [tool.get("function", tool) for tool in tools]
-    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    known = [name for name in names if isinstance(name, str)]
-    return known if len(known) == len(tools) else None
+        return model_sessions(self.kv_dir, self._engine.config_json, self._tokenizer)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import RequestError
+from .image_arguments import image_list
 
-__all__ = ["Batch", "Message", "Prompt", "is_batch", "is_conversation", "plain_prompt"]
+if TYPE_CHECKING:
+    from .images import ImageSource
+
+__all__ = [
+    "Batch",
+    "Message",
+    "Prompt",
+    "conversation",
+    "is_batch",
+    "is_conversation",
+    "plain_prompt",
+]
 
 Message: TypeAlias = Mapping[str, Any]
 """``{"role": ..., "content": ...}``; see `llama4rs.ChatTemplate` for all that is understood."""
@@ -50,6 +62,29 @@ def is_batch(prompt: Prompt | Batch) -> bool:
 def is_conversation(prompt: Prompt) -> bool:
     """Whether this is a list of messages."""
     return not isinstance(prompt, str) and len(prompt) > 0 and _kind(prompt[0]) == "message"
+
+
+def conversation(
+    messages: str | Sequence[Message], images: Sequence[ImageSource] | None
+) -> Sequence[Message]:
+    """What `chat` was given, as a list of messages.
+
+    Raises:
+        TypeError: Images beside a list of messages, or no list of images.
+        RequestError: It is something else.
+    """
+    if isinstance(messages, str):
+        pictures = [{"type": "image", "image": image} for image in image_list(images)]
+        text = {"type": "text", "text": messages}
+        return [{"role": "user", "content": [*pictures, text]}]
+    if images is not None:
+        raise TypeError("the images of a conversation belong into its messages")
+    if not is_conversation(plain_prompt(messages)):
+        raise RequestError(
+            "chat takes a string or a list of messages such as "
+            "{'role': 'user', 'content': 'Hello'}; use generate for other prompts"
+        )
+    return messages
 
 
 def _kind(item: object) -> str:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import warnings
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .encoding import EncodedPrompt
-from .errors import ChatTemplateError, RequestError, SessionError, option_errors
+from .errors import SessionError, option_errors
 from .outputs import Output
-from .planning.shape import read_shape
 from .progress import Progress, progress_bar
-from .prompts import is_conversation, plain_prompt
-from .session_files import SessionFiles, SessionInfo, SessionState, check_name
-from .streaming import AsyncTextStream, TextStream, in_thread
+from .prompts import conversation
+from .session_additions import Addition, added, added_messages
+from .session_files import SessionInfo, SessionState, check_name
+from .session_stream import SessionStream, drained
+from .streaming import AsyncTextStream, Interruption, in_thread
+from .submission import chosen_params
 from .summary import byte_count
+from .tool_calls import with_tool_calls
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Unpack
 
-    from ._llama4rs import Request
     from .encoding import Tools
     from .images import ImageSource
     from .llm import Llama4
@@ -37,9 +34,6 @@ if TYPE_CHECKING:
     from .sampling import SamplingOptions, SamplingParams
 
 __all__ = ["Session", "SessionInfo", "SessionStream"]
-
-# What this becomes tells one tokenizer from another.
-_PROBE = "The quick brown fox, 1234567.89 — Übermut; Привет, 世界 \n\n\t def f(x): return x**2"
 
 
 class Session:
@@ -99,7 +93,7 @@ class Session:
         Raises:
             As `Llama4.generate`. `SessionError` while another call is running.
         """
-        return self._append(piece, images, tools, parse_special, progress, _Interruption())
+        return self._append(piece, images, tools, parse_special, progress, Interruption())
 
     async def aappend(
         self,
@@ -112,7 +106,7 @@ class Session:
     ) -> int:
         """As `append`, for ``await``. Cancelling the task leaves the session as it was; it ends
         when the computing step that is running has ended, and the session is free then."""
-        interruption = _Interruption()
+        interruption = Interruption()
         arguments = (piece, images, tools, parse_special, progress, interruption)
         return await in_thread(lambda: self._append(*arguments), interruption.set)
 
@@ -137,7 +131,7 @@ class Session:
         Raises:
             As `Llama4.generate`; `RequestError` if the session is empty and stays so.
         """
-        return _drained(
+        return drained(
             self.stream(
                 prompt,
                 params,
@@ -163,9 +157,9 @@ class Session:
         The session is busy until the stream ends or is closed, and grows then; when it is closed
         early, by what there was until then.
         """
-        params = self._llm._params(params, options)
+        params = chosen_params(params, self._llm.defaults, options)
         with self._begun():
-            addition = self._addition(prompt, images, None, parse_special)
+            addition = added(self._state, self._llm._encoder, prompt, images, None, parse_special)
             return self._stream(addition, params, skip_special)
 
     def astream(
@@ -220,7 +214,7 @@ class Session:
             As `Llama4.chat`; `ChatTemplateError` also where the model's template cannot continue
             a conversation, because it writes earlier messages in another way then.
         """
-        return _drained(self.chat_stream(messages, params, images=images, tools=tools, **options))
+        return drained(self.chat_stream(messages, params, images=images, tools=tools, **options))
 
     def chat_stream(
         self,
@@ -232,11 +226,10 @@ class Session:
         **options: Unpack[SamplingOptions],
     ) -> SessionStream:
         """As `chat`, handing out the text while it is written; see `stream`."""
-        from .llm import conversation
-
-        params = self._llm._params(params, options)
+        params = chosen_params(params, self._llm.defaults, options)
         with self._begun():
-            addition = self._message_addition(conversation(messages, images), tools, answer=True)
+            shown = conversation(messages, images)
+            addition = added_messages(self._state, self._llm._encoder, shown, tools, answer=True)
             return self._stream(addition, params, skip_special=True)
 
     def achat_stream(
@@ -308,7 +301,7 @@ class Session:
         is computed again. For tests; see `Llama4.logits`."""
         state = self._state
         with option_errors():
-            return self._llm._engine.logits(state.token_ids, image_features=_features(state))
+            return self._llm._engine.logits(state.token_ids, image_features=state.image_features)
 
     def __repr__(self) -> str:
         return f"Session({self.name!r}, {len(self)} tokens)"
@@ -343,89 +336,25 @@ class Session:
         tools: Tools | None,
         parse_special: bool,
         progress: Progress | bool,
-        interruption: _Interruption,
+        interruption: Interruption,
     ) -> int:
         with self._alone(), progress_bar(progress) as report:
-            addition = self._addition(piece, images, tools, parse_special)
+            addition = added(self._state, self._llm._encoder, piece, images, tools, parse_special)
             if addition.tokens:
                 self._compute(addition.state, report, interruption)
             self._state = addition.state
         self._check_room()
         return addition.tokens
 
-    def _addition(
-        self,
-        piece: Prompt,
-        images: Sequence[ImageSource] | None,
-        tools: Tools | None,
-        parse_special: bool,
-    ) -> _Addition:
-        piece = plain_prompt(piece)
-        if is_conversation(piece):
-            if images is not None:
-                raise TypeError("the images of a conversation belong into its messages")
-            return self._message_addition(piece, tools, answer=False)  # type: ignore[arg-type]
-        if tools is not None:
-            raise TypeError("tools are for conversations; append a list of messages")
-        encoded = EncodedPrompt([])
-        if len(piece) or images:
-            encoded = self._llm._encoder.encode(
-                piece, images=images, parse_special=parse_special, bos=not len(self)
-            )
-        return self._grown(encoded)
-
-    def _message_addition(
-        self, messages: Sequence[Message], tools: Tools | None, *, answer: bool
-    ) -> _Addition:
-        """Messages in the chat format, without what is there already; with `answer`, up to where
-        the assistant's message begins."""
-        from .chat_template import image_parts, normalize_messages
-        from .vision import part_source
-
-        before, encoder = self._state.messages, self._llm._encoder
-        if tools is None:
-            tools = self._state.tools
-        elif before and list(tools) != self._state.tools:
-            raise RequestError("the tools of a session come with its first messages")
-        after = [*before, *normalize_messages(messages)]
-
-        def encoded(messages: Sequence[Message], answer: bool) -> list[int]:
-            return encoder.chat_template.encode(
-                encoder.tokenizer, messages, tools, add_generation_prompt=answer
-            )
-
-        known = encoded(before, False) if before else []
-        token_ids = encoded(after, answer)
-        if token_ids[: len(known)] != known:
-            raise ChatTemplateError(
-                "the model's chat template writes earlier messages in another way when new ones "
-                "come, so a session cannot go on\nhint: use chat() of the model itself"
-            )
-        token_ids = token_ids[len(known) :]
-        if len(self) and not known and token_ids[:1] == [encoder.tokenizer.bos_id]:
-            token_ids = token_ids[1:]
-        sources = [part_source(part) for part in image_parts(messages)]
-        addition = self._grown(encoder.with_images(token_ids, sources))
-        addition.state.messages = after
-        addition.state.tools = None if tools is None else [*tools]
-        if answer:
-            addition.closing = _closing(encoder.tokenizer, encoded, after)
-        return addition
-
-    def _grown(self, encoded: EncodedPrompt) -> _Addition:
-        state = self._state.copy()
-        state.token_ids.extend(array("I", encoded.token_ids))
-        if encoded.image_features is not None:
-            state.features.append(encoded.image_features)
-        return _Addition(state, len(encoded.token_ids))
-
     def _compute(
-        self, state: SessionState, report: Progress | None, interruption: _Interruption
+        self, state: SessionState, report: Progress | None, interruption: Interruption
     ) -> None:
         """Reads all tokens; those whose keys and values are known take no time."""
         engine = self._llm._engine
         with option_errors():
-            request = engine.submit(state.token_ids, max_tokens=0, image_features=_features(state))
+            request = engine.submit(
+                state.token_ids, max_tokens=0, image_features=state.image_features
+            )
         interruption.begin(request)
         try:
             while (event := request.next()) is not None:
@@ -438,11 +367,11 @@ class Session:
             raise SessionError(f"an addition to the session {self.name!r} was cancelled")
 
     def _stream(
-        self, addition: _Addition, params: SamplingParams, skip_special: bool
+        self, addition: Addition, params: SamplingParams, skip_special: bool
     ) -> SessionStream:
         state = addition.state
-        prompt = EncodedPrompt(state.token_ids, _features(state))
-        generation = self._llm._submit(prompt, params, skip_special)
+        prompt = EncodedPrompt(state.token_ids, state.image_features)
+        generation = self._llm._submitter.submit(prompt, params, skip_special=skip_special)
 
         def settle(output: Output | None) -> None:
             if output is not None:
@@ -453,8 +382,6 @@ class Session:
                     state.messages = [*state.messages, output.message]
                 self._state = state
             self._busy.release()
-
-        from .llm import with_tool_calls
 
         tools = state.tools if addition.closing is not None else None
         return SessionStream(generation, lambda output: with_tool_calls(output, tools), settle)
@@ -472,127 +399,3 @@ class Session:
             "again with every call; open the model with a larger prefix_cache_bytes or with kv_dir",
             stacklevel=4,
         )
-
-
-class SessionStream(TextStream):
-    """A `TextStream` whose text becomes part of its session when it ends or is closed."""
-
-    def __init__(
-        self,
-        generation: Any,
-        finish: Callable[[Output], Output],
-        settle: Callable[[Output | None], None],
-    ) -> None:
-        super().__init__(generation, finish)
-        self._settle = [settle]  # until it was called
-
-    def __next__(self) -> str:
-        try:
-            return super().__next__()
-        except StopIteration:
-            self._end(self.output)
-            raise
-        except BaseException:
-            self._end(None)
-            raise
-
-    def drop(self) -> None:
-        """Ends the request soon; the session stays as it was, and is free at once."""
-        self._end(None)
-        super().drop()
-
-    def close(self) -> None:
-        """Ends the request now; the session grows by what there is so far."""
-        super().close()
-        self._end(self.output)
-
-    def _end(self, output: Output | None) -> None:
-        try:
-            settle = self._settle.pop()  # one of two threads has it
-        except IndexError:
-            return
-        settle(output)
-
-
-class _Interruption:
-    """Cancels a request from another thread, also one that has not begun."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._request: Request | None = None
-        self._is_set = False
-
-    def begin(self, request: Request) -> None:
-        with self._lock:
-            self._request = request
-            if self._is_set:
-                request.cancel()
-
-    def set(self) -> None:
-        with self._lock:
-            self._is_set = True
-            if self._request is not None:
-                self._request.cancel()
-
-
-class _Addition:
-    """A session as it will be.
-
-    Attributes:
-        state: With the new tokens.
-        tokens: How many they are.
-        closing: Tokens that end the assistant's message, where one comes.
-    """
-
-    def __init__(self, state: SessionState, tokens: int) -> None:
-        self.state = state
-        self.tokens = tokens
-        self.closing: list[int] | None = None
-
-
-def session_files(llm: Llama4, kv_dir: Path | None) -> SessionFiles:
-    """The sessions that are saved in `kv_dir`.
-
-    Their model is told apart by its sizes and by what its tokenizer makes of a text. Weights are
-    not compared: with others of the same shape, keys and values are computed again.
-    """
-    if kv_dir is None:
-        raise RequestError(
-            "sessions are saved in kv_dir, and the model was opened without it\n"
-            "hint: Llama4(..., kv_dir='kv')"
-        )
-    shape = read_shape(llm._engine.config_json)
-    model = json.dumps(asdict(shape), sort_keys=True)
-    if llm.has_tokenizer:
-        model += repr(llm.tokenizer.encode(_PROBE))
-    digest = hashlib.sha256(model.encode()).hexdigest()
-    return SessionFiles(kv_dir / "sessions", digest, shape.hidden_size)
-
-
-def _features(state: SessionState) -> npt.NDArray[np.float32] | None:
-    if len(state.features) < 2:
-        return state.features[0] if state.features else None
-    import numpy as np
-
-    return np.concatenate(state.features)
-
-
-def _closing(
-    tokenizer: Any, encoded: Callable[[Sequence[Message], bool], list[int]], messages: list[Any]
-) -> list[int]:
-    """What the template writes after an assistant's message."""
-    head = encoded(messages, True)
-    whole = encoded([*messages, {"role": "assistant", "content": "x"}], False)
-    head += tokenizer.encode("x")
-    return whole[len(head) :] if whole[: len(head)] == head else []
-
-
-def _drained(stream: SessionStream) -> Output:
-    try:
-        for _ in stream:
-            pass
-    except BaseException:
-        stream.drop()
-        stream.close()
-        raise
-    return stream.output

@@ -12,22 +12,27 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError, SessionError
+from .planning.shape import read_shape
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["SessionFiles", "SessionInfo", "SessionState", "check_name"]
+    from .tokenizer import Tokenizer
+
+__all__ = ["SessionFiles", "SessionInfo", "SessionState", "check_name", "model_sessions"]
 
 _MAGIC = b"llama4rs session 1\n"
 _SUFFIX = ".session"
 _TEMPORARY = ".writing-"
 _STALE_SECONDS = 3600
+# What this becomes tells one tokenizer from another.
+_PROBE = "The quick brown fox, 1234567.89 — Übermut; Привет, 世界 \n\n\t def f(x): return x**2"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 
 
@@ -46,6 +51,15 @@ class SessionState:
     features: list[npt.NDArray[np.float32]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[Any] | None = None
+
+    @property
+    def image_features(self) -> npt.NDArray[np.float32] | None:
+        """All of `features`, ``float32 [patches, hidden]``; None without images."""
+        if len(self.features) < 2:
+            return self.features[0] if self.features else None
+        import numpy as np
+
+        return np.concatenate(self.features)
 
     def copy(self) -> SessionState:
         """A state that grows on its own; features, which nobody changes, are shared."""
@@ -262,3 +276,27 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def model_sessions(
+    kv_dir: Path | None, config_json: str, tokenizer: Tokenizer | None
+) -> SessionFiles:
+    """The sessions of one model that are saved in `kv_dir`.
+
+    The model is told apart by its sizes and by what its tokenizer makes of a text. Weights are
+    not compared: with others of the same shape, keys and values are computed again.
+
+    Raises:
+        RequestError: `kv_dir` is None.
+    """
+    if kv_dir is None:
+        raise RequestError(
+            "sessions are saved in kv_dir, and the model was opened without it\n"
+            "hint: Llama4(..., kv_dir='kv')"
+        )
+    shape = read_shape(config_json)
+    model = json.dumps(asdict(shape), sort_keys=True)
+    if tokenizer is not None:
+        model += repr(tokenizer.encode(_PROBE))
+    digest = hashlib.sha256(model.encode()).hexdigest()
+    return SessionFiles(kv_dir / "sessions", digest, shape.hidden_size)

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ._llama4rs import Request
     from .generation import Generation
     from .outputs import Output
 
-__all__ = ["AsyncTextStream", "TextStream", "in_thread"]
+__all__ = ["AsyncTextStream", "Interruption", "TextStream", "in_thread"]
 
 Result = TypeVar("Result")
 
@@ -180,6 +181,27 @@ class AsyncTextStream(AsyncIterator[str]):
             else:  # being opened
                 loop.run_in_executor(None, self._drop)
             raise
+
+
+class Interruption:
+    """Cancels a request from another thread, also one that has not begun."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._request: Request | None = None
+        self._is_set = False
+
+    def begin(self, request: Request) -> None:
+        with self._lock:
+            self._request = request
+            if self._is_set:
+                request.cancel()
+
+    def set(self) -> None:
+        with self._lock:
+            self._is_set = True
+            if self._request is not None:
+                self._request.cancel()
 
 
 async def in_thread(work: Callable[[], Result], interrupt: Callable[[], None]) -> Result:

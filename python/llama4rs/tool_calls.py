@@ -17,11 +17,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ToolCall", "parse_tool_calls"]
+if TYPE_CHECKING:
+    from .encoding import Tools
+    from .outputs import Output
+
+__all__ = ["ToolCall", "parse_tool_calls", "with_tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,25 @@ _MAX_DEPTH = 64
 
 class _NoCallError(Exception):
     """What stands here is not a call."""
+
+
+def with_tool_calls(output: Output, tools: Tools | None) -> Output:
+    """`output` with the calls in its text moved into its message, in OpenAI's form."""
+    if not tools:
+        return output
+    content, calls = parse_tool_calls(output.text, tool_names=_tool_names(tools))
+    if not calls:
+        return output
+    openai = [call.to_openai(f"call_{index}") for index, call in enumerate(calls)]
+    return replace(output, message={**output.message, "content": content, "tool_calls": openai})
+
+
+def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """Names of the functions on offer; None when a description has no name to be found."""
+    functions = [tool.get("function", tool) for tool in tools]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    known = [name for name in names if isinstance(name, str)]
+    return known if len(known) == len(tools) else None
 
 
 def _clean(text: str) -> str:

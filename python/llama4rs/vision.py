@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING
 
 from .errors import CheckpointError, ImageError, RequestError, TokenizerError, option_errors
-from .planning.budget import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,94 +18,13 @@ if TYPE_CHECKING:
 
     from ._llama4rs import Engine
     from .config import Config
+    from .image_cache import ImageCache
     from .images import ImageConfig, ImagePlan, ImageSource, ImageTokens
     from .tokenizer import Tokenizer
 
-__all__ = [
-    "DEFAULT_CACHE_BYTES",
-    "ImageCache",
-    "PromptImages",
-    "image_list",
-    "image_lists",
-    "part_source",
-]
-
-DEFAULT_CACHE_BYTES = 256 << 20
+__all__ = ["PromptImages"]
 
 _NETWORK_URL = re.compile(r"https?://", re.IGNORECASE)
-_URL = re.compile(r"data:|https?://", re.IGNORECASE)
-
-
-class ImageCache:
-    """Features of the images that a model saw last, found again by what their tiles hold.
-
-    Those seen longest ago make room for new ones. Safe to use from many threads.
-
-    Args:
-        max_bytes: Most bytes of features to keep, ``"1GB"`` or a number; 0 keeps none.
-
-    Example:
-        >>> import llama4rs
-        >>> from llama4rs.demo import draw_picture
-        >>> llm = llama4rs.Llama4()
-        >>> picture = draw_picture(84).image
-        >>> for question in ("Describe the picture.", "How many shapes are there?"):
-        ...     answer = llm.chat(question, images=[picture], max_tokens=1)
-        >>> llm.image_cache.misses, llm.image_cache.hits  # encoded once
-        (1, 1)
-    """
-
-    def __init__(self, max_bytes: int | str = DEFAULT_CACHE_BYTES) -> None:
-        self.max_bytes = parse_bytes("image_cache_bytes", max_bytes, least=0)
-        """Most bytes of features that are kept."""
-        self.bytes = 0
-        """Bytes of features that are kept now."""
-        self.hits = 0
-        """Images that were found."""
-        self.misses = 0
-        """Images that had to be encoded."""
-        self._lock = threading.Lock()
-        self._features: OrderedDict[bytes, npt.NDArray[np.float32]] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Images whose features are kept."""
-        return len(self._features)
-
-    def __repr__(self) -> str:
-        return (
-            f"ImageCache(images={len(self)}, bytes={self.bytes}, max_bytes={self.max_bytes}, "
-            f"hits={self.hits}, misses={self.misses})"
-        )
-
-    def clear(self) -> None:
-        """Forget all images; the counters of hits and misses stay."""
-        with self._lock:
-            self._features.clear()
-            self.bytes = 0
-
-    def find(self, key: bytes) -> npt.NDArray[np.float32] | None:
-        """The features kept under this key; counts a hit or a miss."""
-        with self._lock:
-            features = self._features.get(key)
-            if features is None:
-                self.misses += 1
-            else:
-                self.hits += 1
-                self._features.move_to_end(key)
-            return features
-
-    def keep(self, key: bytes, features: npt.NDArray[np.float32]) -> None:
-        """Keep features, if there is room for them at all."""
-        if features.nbytes > self.max_bytes:
-            return
-        with self._lock:
-            # Another thread may have encoded the same image at the same time.
-            replaced = self._features.pop(key, None)
-            self.bytes += features.nbytes - (0 if replaced is None else replaced.nbytes)
-            self._features[key] = features
-            while self.bytes > self.max_bytes:
-                _, oldest = self._features.popitem(last=False)
-                self.bytes -= oldest.nbytes
 
 
 class PromptImages:
@@ -327,79 +242,3 @@ class PromptImages:
     def _config_id(self, name: str) -> int | None:
         token: int | None = self._config.get(f"{name}_token_index")
         return self._config.get(f"{name}_token_id") if token is None else token
-
-
-def image_list(images: Sequence[ImageSource] | None) -> list[ImageSource]:
-    """The images of one prompt.
-
-    Raises:
-        TypeError: A single image, or something else that is no list.
-    """
-    if images is None:
-        return []
-    if not _is_list(images):
-        raise TypeError(f"images is a list of images, got {type(images).__name__}; write [image]")
-    return list(images)
-
-
-def image_lists(
-    images: Sequence[Sequence[ImageSource] | None] | None, num_prompts: int
-) -> list[Sequence[ImageSource] | None]:
-    """The images of each prompt of a batch.
-
-    Raises:
-        TypeError: Not a list of lists.
-        ImageError: More or fewer lists than prompts.
-
-    >>> image_lists([["a.png", "b.png"], None], 2)
-    [['a.png', 'b.png'], None]
-    """
-    if images is None:
-        return [None] * num_prompts
-    if not _is_list(images) or not all(item is None or _is_list(item) for item in images):
-        raise TypeError("in a batch, images holds a list of images for each prompt")
-    if len(images) != num_prompts:
-        raise ImageError(
-            f"{len(images)} lists of images for {num_prompts} prompts\n"
-            "hint: give one list for each prompt; [] or None for a prompt without images"
-        )
-    return list(images)
-
-
-def part_source(part: Mapping[str, Any]) -> Any:
-    """The image in a part of a message.
-
-    Accepted are ``{"type": "image", "image": source}``, with ``path`` or ``url`` in place of
-    ``image``, and ``{"type": "image_url", "image_url": {"url": source}}``. The latter is what
-    servers pass on from strangers, so it never names a file.
-
-    Raises:
-        ImageError: The part has no image, or its ``image_url`` is no ``data`` or ``http(s)`` URL.
-
-    >>> part_source({"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}})
-    'data:image/png;base64,iVBO'
-    """
-    if part["type"] == "image_url":
-        source = part.get("image_url")
-        source = source.get("url") if isinstance(source, Mapping) else source
-        if isinstance(source, os.PathLike) or (isinstance(source, str) and not _URL.match(source)):
-            raise ImageError(
-                f"an image_url takes a data or http(s) URL, not {str(source)[:100]!r}\n"
-                'hint: for a file of yours write {"type": "image", "image": path}'
-            )
-    else:
-        given = (part[key] for key in ("image", "path", "url") if part.get(key) is not None)
-        source = next(given, None)
-    if source is None:
-        raise ImageError(
-            "an image part without an image\n"
-            'hint: write {"type": "image", "image": path, bytes, PIL image or array}, or '
-            '{"type": "image_url", "image_url": {"url": "data:..."}}'
-        )
-    return source
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether this is a sequence and not itself something that may be an image."""
-    single = (str, bytes, bytearray, memoryview, os.PathLike)
-    return isinstance(value, Sequence) and not isinstance(value, single)
