@@ -303,7 +303,7 @@ impl<B: VisionBackend> Engine<B> {
     /// Bytes that were read from the store to find texts and to check their pages; `None`
     /// while a step is being computed.
     pub fn kv_bytes_read(&self) -> Option<BytesRead> {
-        self.core.try_lock().ok().map(|core| core.cache.bytes_read())
+        self.core.take().ok().flatten().map(|core| core.cache.bytes_read())
     }
 
     fn inbox(&self) -> MutexGuard<'_, Vec<(RequestOptions, Request)>> {
