@@ -166,7 +166,7 @@ impl Bench {
         let weights: Vec<PackedMatrix> = (0..STACK_BYTES.div_ceil(bytes))
             .map(|_| random_matrix(format, 1, OUTPUTS, INPUTS))
             .collect();
-        for rows in [1, 2, 4, 8, 32, 128, 512] {
+        for rows in [1, 2, 3, 4, 5, 8, 12, 16, 32, 128, 512] {
             let stack = if rows > 32 { 1 } else { weights.len() };
             self.product(&weights[..stack], rows, limits);
         }

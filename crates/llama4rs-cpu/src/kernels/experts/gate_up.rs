@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::kernels::matmul::{
-    multiply, panels_at_once, Form, PackedRows, Panels, SharedRows, Tile, MAX_GROUP, MAX_OUTPUTS,
+    multiply, panels_at_once, Form, OutputBuffer, PackedRows, Panels, SharedRows, Tile, MAX_GROUP,
 };
 use crate::kernels::swiglu::swiglu_lanes;
 use crate::simd::{IntegerKernel, Integers, Simd, LANES};
@@ -32,7 +32,7 @@ impl IntegerKernel for GateUp<'_> {
     #[inline(always)]
     fn run<I: Integers>(self, integers: I) {
         let Self { gate, up, gate_rows, up_rows, panels, tiles, hidden } = self;
-        let (mut gates, mut ups) = ([0.0; MAX_OUTPUTS], [0.0; MAX_OUTPUTS]);
+        let (mut gates, mut ups) = (OutputBuffer::new(), OutputBuffer::new());
         let simd = integers.simd();
         let unit = panels_of_a_group(hidden.form());
         let mut row = [0.0; MAX_GROUP];
@@ -40,11 +40,13 @@ impl IntegerKernel for GateUp<'_> {
             let most = panels_at_once(tile.rows) / unit * unit;
             for start in panels.clone().step_by(most) {
                 let step = start..panels.end.min(start + most);
-                multiply(integers, &gate, step.clone(), gate_rows, tile, &mut gates);
-                multiply(integers, &up, step.clone(), up_rows, tile, &mut ups);
                 let size = tile.rows * LANES;
-                activate(simd, &mut gates[..step.len() * size], &ups);
-                for (i, gates) in gates[..step.len() * size].chunks(unit * size).enumerate() {
+                let gates = gates.zeros(step.len() * size);
+                let ups = ups.zeros(step.len() * size);
+                multiply(integers, &gate, step.clone(), gate_rows, tile, gates);
+                multiply(integers, &up, step, up_rows, tile, ups);
+                activate(simd, gates, ups);
+                for (i, gates) in gates.chunks(unit * size).enumerate() {
                     let from = (start + i * unit) * LANES;
                     let end = gate.rows.min(from + unit * LANES);
                     for r in 0..tile.rows {

@@ -1,3 +1,5 @@
+//! Experts and mixtures against the definition, bit by bit.
+
 use llama4rs_tensor::{Backend, FeedForwardScratch, MixtureWeights, WeightFormat};
 use proptest::prelude::*;
 

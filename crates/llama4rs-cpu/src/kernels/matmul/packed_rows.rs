@@ -16,6 +16,8 @@
 //! where a word is four codes and `start = -zero * (sum of the codes)` is what
 //! the dot product with the stored bytes begins with.
 
+use std::ops::Range;
+
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{Result, WeightFormat};
 
@@ -24,6 +26,9 @@ use super::tiles::Tile;
 use crate::parallel::{Shared, Threads};
 use crate::simd::{Dispatch, Kernel, Simd};
 use crate::{tensor, Arithmetic};
+
+/// Values that one thread does by itself.
+const GRAIN: usize = 16 << 10;
 
 /// What activations are for a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,13 +114,23 @@ impl PackedRows {
         row: impl Fn(usize) -> &'x [f32] + Sync,
         scale: impl Fn(usize) -> f32 + Sync,
     ) {
+        let step = match self.form {
+            // What is read and written meanwhile stays in the first cache.
+            Form::Floats => 256,
+            Form::Codes { group, .. } => group,
+        };
+        let steps = self.cols.div_ceil(step);
+        let most = tiles.iter().map(|tile| tile.rows).max().unwrap_or(1);
         let rows = self.shared();
-        threads.for_ranges(tiles.len(), 1, |range| {
-            for &tile in &tiles[range] {
-                for r in 0..tile.rows {
-                    let (x, scale) = (row(tile.first + r), scale(tile.first + r));
-                    dispatch.run(Fill { rows, tile, r, x, scale });
-                }
+        threads.for_ranges(tiles.len() * steps, GRAIN / (step * most) + 1, |range| {
+            let mut at = range.start;
+            while at < range.end {
+                let (tile, first) = (tiles[at / steps], at % steps);
+                let last = steps.min(first + range.end - at);
+                let inputs = first * step..rows.cols.min(last * step);
+                let (row, scale) = (|r| row(tile.first + r), |r| scale(tile.first + r));
+                dispatch.run(Fill { rows, tile, inputs, step, row, scale });
+                at += last - first;
             }
         });
     }
@@ -185,28 +200,29 @@ impl SharedRows<'_> {
     }
 }
 
-/// One row of [`PackedRows::fill`].
-struct Fill<'a> {
+/// Some inputs of a tile of [`PackedRows::fill`], `step` of all rows after another: these
+/// share cache lines.
+struct Fill<'a, X, C> {
     rows: SharedRows<'a>,
     tile: Tile,
-    r: usize,
-    x: &'a [f32],
-    scale: f32,
+    inputs: Range<usize>,
+    step: usize,
+    row: X,
+    scale: C,
 }
 
-impl Kernel for Fill<'_> {
+impl<'x, X: Fn(usize) -> &'x [f32], C: Fn(usize) -> f32> Kernel for Fill<'_, X, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rows, tile, r, x, scale } = self;
-        let step = match rows.form {
-            Form::Floats => x.len().max(1),
-            Form::Codes { group, .. } => group,
-        };
-        for (i, x) in x.chunks(step).enumerate() {
-            // SAFETY: every row of a tile is filled once.
-            unsafe { rows.write(simd, tile, r, i * step, x, scale) };
+        let Self { rows, tile, inputs, step, row, scale } = self;
+        for from in inputs.clone().step_by(step) {
+            let end = inputs.end.min(from + step);
+            for r in 0..tile.rows {
+                // SAFETY: every row of a tile is filled once.
+                unsafe { rows.write(simd, tile, r, from, &row(r)[from..end], scale(r)) };
+            }
         }
     }
 }
