@@ -475,3 +475,20 @@ def test_list_verify_and_prune(path: str, kv_dir: Path) -> None:
     assert kv_prune(kv_dir, fingerprints=[stored[0]["fingerprint"]])["files"] == 2
     assert kv_list(kv_dir) == []
     assert kv_prune(kv_dir, budget_bytes=0) == {"files": 0, "bytes": 0}
+
+
+# --------------------------------------------------------------------------- limits of the system
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_files_over_the_budget_do_not_stay_mapped(path: str, kv_dir: Path) -> None:
+    engine = open_engine(path, kv_dir)
+    ask(engine, tokens("a", 2 * PAGE))
+    size = sum(file.stat().st_size for file in segments(kv_dir))
+    engine = open_engine(path, kv_dir, kv_budget=4 * size)
+    for number in range(40):
+        ask(engine, [number, *tokens("a", 2 * PAGE)])
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    removed = [line for line in maps if str(kv_dir) in line and line.endswith("(deleted)")]
+    # Those of the budget, and what the last request gave up.
+    assert len(removed) <= 2 * 4 + 4, len(removed)

@@ -48,16 +48,22 @@ impl PageAllocator {
         self.in_use(form) - self.get(form).mapped_in_use
     }
 
-    /// Notes that a page in use takes no memory: its content is in a mapped file.
-    pub fn set_mapped(&mut self, page: PageId) {
+    /// Notes that a page in use takes no memory: its content is in a mapped file, which
+    /// costs something nevertheless.
+    pub fn set_mapped(&mut self, page: PageId, cost: usize) {
         let form = self.of(page.form());
-        form.mapped_in_use += !form.mapped[page.index()] as usize;
-        form.mapped[page.index()] = true;
+        let cost = form.mapped[page.index()].replace(cost);
+        form.mapped_in_use += cost.is_none() as usize;
+    }
+
+    /// What the map of a page costs, if its content is in a mapped file.
+    pub fn map_cost(&self, page: PageId) -> Option<usize> {
+        self.get(page.form()).mapped[page.index()]
     }
 
     /// Whether the content of a page in use is in a mapped file.
     pub fn is_mapped(&self, page: PageId) -> bool {
-        self.get(page.form()).mapped[page.index()]
+        self.map_cost(page).is_some()
     }
 
     /// A page with one owner; when none is free the capacity grows by one.
@@ -95,8 +101,8 @@ struct FormAllocator {
     form: PageForm,
     /// Owners of each page; 0: free.
     owners: Vec<u32>,
-    /// Which pages in use are mapped from files, and how many.
-    mapped: Vec<bool>,
+    /// What the maps of pages in use cost that are mapped from files, and how many these are.
+    mapped: Vec<Option<usize>>,
     mapped_in_use: usize,
     /// The page freed last is used first: its memory is warm.
     free: Vec<PageId>,
@@ -119,7 +125,7 @@ impl FormAllocator {
     fn allocate(&mut self) -> PageId {
         let page = self.free.pop().unwrap_or_else(|| {
             self.owners.push(0);
-            self.mapped.push(false);
+            self.mapped.push(None);
             PageId::new(self.form, self.owners.len() as u32 - 1)
         });
         self.discarded = self.discarded.min(self.free.len());
@@ -133,8 +139,8 @@ impl FormAllocator {
         *owners -= 1;
         if *owners == 0 {
             self.free.push(page);
-            let mapped = std::mem::take(&mut self.mapped[page.index()]);
-            self.mapped_in_use -= mapped as usize;
+            let mapped = self.mapped[page.index()].take();
+            self.mapped_in_use -= mapped.is_some() as usize;
         }
     }
 
@@ -170,7 +176,7 @@ mod tests {
         let (a, b) = (pages.allocate(PageForm::Exact), pages.allocate(PageForm::Exact));
         pages.share(a);
         for _ in 0..2 {
-            pages.set_mapped(a);
+            pages.set_mapped(a, 5);
             assert_eq!((pages.is_mapped(a), pages.is_mapped(b)), (true, false));
             assert_eq!([pages.in_use(PageForm::Exact), pages.in_memory(PageForm::Exact)], [2, 1]);
         }

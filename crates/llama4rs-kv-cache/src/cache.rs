@@ -239,7 +239,9 @@ pub struct KvCache<B: Backend> {
     pub(crate) prefixes: PrefixTree,
     /// Bytes of the pages that `prefixes` owns, and how many it may own.
     pub(crate) prefix_bytes: usize,
-    prefix_budget: usize,
+    pub(crate) prefix_budget: usize,
+    /// Most bytes of files.
+    pub(crate) disk_budget: Option<u64>,
     /// Most bytes of pages in use.
     pub(crate) budget: usize,
     /// The hash at the beginning of every text.
@@ -255,7 +257,9 @@ impl<B: Backend> KvCache<B> {
         Ok(Self {
             prefixes: PrefixTree::default(),
             prefix_bytes: 0,
-            prefix_budget,
+            // Twice as much fits into a number.
+            prefix_budget: prefix_budget.min(isize::MAX as usize),
+            disk_budget: None,
             budget: usize::MAX,
             root: PageHash::root(&[0; 32]),
             store: None,
@@ -276,6 +280,7 @@ impl<B: Backend> KvCache<B> {
     /// before the first sequence.
     pub fn set_store(&mut self, backend: &B, store: Store) {
         self.root = store.root();
+        self.disk_budget = store.budget();
         self.layout.mapped = store.read_mode() == ReadMode::Map && backend.kv_keeps_mapped();
         self.store = Some(store);
     }
@@ -448,12 +453,12 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Memory of a node's pages.
+    /// Memory of a node's pages, or what their maps cost.
     fn page_bytes(&self, pages: NodePages) -> usize {
         let bytes = |pool: &Option<Pool<B>>, page: Option<PageId>| {
-            let in_memory = |(pool, page): &(&Pool<B>, PageId)| !pool.allocator.is_mapped(*page);
-            let held = pool.as_ref().zip(page).filter(in_memory);
-            held.map_or(0, |(pool, page)| pool.geometry.page_bytes(page.form()))
+            let Some((pool, page)) = pool.as_ref().zip(page) else { return 0 };
+            let in_memory = || pool.geometry.page_bytes(page.form());
+            pool.allocator.map_cost(page).unwrap_or_else(in_memory)
         };
         bytes(&self.global, pages.global) + bytes(&self.chunked, pages.chunked)
     }

@@ -2,6 +2,7 @@
 //! become files.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use llama4rs_tensor::{Backend, Bytes, Error, PageId, Result};
 
@@ -10,6 +11,9 @@ use crate::page_table::PageTable;
 use crate::prefix::{NodePages, TokenKey};
 use crate::store::{self, extend_chain, Interrupted, Pages, Store, Text, SEGMENT_PAGES};
 use crate::PAGE_TOKENS;
+
+/// Most maps of files that the prefix tree keeps: a quarter of what Linux lets a process have.
+const MAX_MAPS: u128 = 1 << 14;
 
 /// The first pages of a text: those that a sequence which goes on behind them needs,
 /// each with one more owner.
@@ -181,7 +185,7 @@ impl<B: Backend> KvCache<B> {
         for (kind, shared, loaded, pages) in kinds {
             let forms = (shared.end..shared.end + loaded.len())
                 .map(|number| self.layout.page_form(kind, number));
-            let forms: Vec<_> = forms.collect();
+            let (forms, costs): (Vec<_>, _) = (forms.collect(), self.map_costs(&loaded));
             let Some(pool) = self.pool_mut(kind) else { continue };
             let known =
                 found.get(shared).unwrap_or_default().iter().filter_map(|node| node.of(kind));
@@ -189,7 +193,7 @@ impl<B: Backend> KvCache<B> {
             let new = forms.into_iter().map(|form| pool.allocator.allocate(form));
             let new: Vec<_> = new.collect();
             pages.extend_from_slice(&new);
-            outcome = outcome.and_then(|()| pool.adopt(backend, &new, loaded));
+            outcome = outcome.and_then(|()| pool.adopt(backend, &new, loaded, &costs));
         }
         if outcome.is_err() {
             for (kind, pages) in
@@ -275,6 +279,25 @@ impl<B: Backend> KvCache<B> {
         Ok(())
     }
 
+    /// What pages cost in the prefix tree whose bytes are mapped, though they take no memory:
+    /// the system limits the number of maps, and a file that was removed keeps its room on
+    /// the disk as long as it is mapped. So the tree keeps no more than [`MAX_MAPS`] maps and no
+    /// more bytes of files than there may be.
+    fn map_costs(&self, bytes: &[Bytes]) -> Vec<usize> {
+        let mut pages_of = HashMap::new();
+        for map in bytes.iter().filter_map(map_of) {
+            *pages_of.entry(map).or_insert(0) += 1;
+        }
+        let cost = |bytes: &Bytes| {
+            let pages = map_of(bytes).and_then(|map| pages_of.get(&map)).map_or(1, |&pages| pages);
+            let share = |part: u128, of: u128| self.prefix_budget as u128 * part / of.max(1);
+            let map = share(1, MAX_MAPS * pages);
+            let disk = self.disk_budget.map_or(0, |most| share(bytes.len() as u128, most.into()));
+            (map + disk).min(self.prefix_budget as u128) as usize
+        };
+        bytes.iter().map(cost).collect()
+    }
+
     /// Lets the last pages of a text be those in files, and gives their memory back.
     fn map_pages(
         &mut self,
@@ -293,29 +316,44 @@ impl<B: Backend> KvCache<B> {
         let start = text.pages() - count;
         let bytes = store.read(kind, text, floor, start..text.pages(), &mut || false);
         let bytes = bytes.unwrap_or_default();
-        for (number, bytes) in (start..).zip(bytes) {
+        let costs = self.map_costs(&bytes);
+        for ((number, bytes), cost) in (start..).zip(bytes).zip(costs) {
             let (Some(page), true) = (page(number), bytes.is_mapped()) else { return };
             let node = self.prefixes.pages(text.hash(number + 1));
             let kept = node.is_some_and(|node| node.of(kind) == Some(page));
             let Some(pool) = self.pool_mut(kind) else { return };
             // What cannot be adopted stays as it is.
-            if pool.adopt(backend, &[page], vec![bytes]).is_ok() && kept {
+            if pool.adopt(backend, &[page], vec![bytes], &[cost]).is_ok() && kept {
                 let freed = pool.geometry.page_bytes(page.form());
-                self.prefix_bytes -= freed;
+                self.prefix_bytes = self.prefix_bytes + cost - freed;
             }
         }
     }
 }
 
+/// Where the map begins that bytes are in.
+fn map_of(bytes: &Bytes) -> Option<*const u8> {
+    match bytes {
+        Bytes::Mapped { file, .. } => Some(file.as_ptr()),
+        Bytes::Owned(_) => None,
+    }
+}
+
 impl<B: Backend> Pool<B> {
     /// Makes `bytes` the content of pages in use.
-    fn adopt(&mut self, backend: &B, pages: &[PageId], bytes: Vec<Bytes>) -> Result<()> {
+    fn adopt(
+        &mut self,
+        backend: &B,
+        pages: &[PageId],
+        bytes: Vec<Bytes>,
+        map_costs: &[usize],
+    ) -> Result<()> {
         self.reserve(backend)?;
-        for (&page, bytes) in pages.iter().zip(bytes) {
+        for ((&page, bytes), &cost) in pages.iter().zip(bytes).zip(map_costs) {
             let mapped = bytes.is_mapped() && backend.kv_keeps_mapped();
             backend.kv_adopt(&mut self.storage, page, bytes)?;
             if mapped {
-                self.allocator.set_mapped(page);
+                self.allocator.set_mapped(page, cost);
             }
         }
         Ok(())

@@ -151,6 +151,11 @@ impl Store {
         &self.options.dir
     }
 
+    /// Most bytes of all files.
+    pub fn budget(&self) -> Option<u64> {
+        self.options.budget
+    }
+
     /// How pages come into memory.
     pub fn read_mode(&self) -> ReadMode {
         self.options.read
