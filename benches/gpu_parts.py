@@ -6,6 +6,7 @@ Rows are JSON, one a line.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -482,6 +483,7 @@ def transformers(part: Part) -> Iterator[Row]:
 
 def counts(part: Part) -> Iterator[Row]:
     """What kernels ask of memory."""
+    os.environ["LLAMA4RS_SIM_FOOTPRINT"] = "1"
     from gpu_counts import rows
 
     yield from rows(part.probe())

@@ -105,20 +105,52 @@ template <u32 D, bool SEALABLE> DEVICE void attend_splits(const AttendArgs &args
     float4 *to = (float4 *)(part + warp / 2 * 64 + t * 16 + warp % 2 * 4);
     to[0] = make_float4(sums.out[0][2 * i], sums.out[1][2 * i], sums.out[2][2 * i], sums.out[3][2 * i]);
     to[2] = make_float4(sums.out[0][2 * i + 1], sums.out[1][2 * i + 1], sums.out[2][2 * i + 1], sums.out[3][2 * i + 1]);
-    if (warp == 0 && t == 0) part[D] = sums.maximum[i], part[D + 1] = sums.weight[2 * i];
+    if (warp == 0 && t == 0) *(float4 *)(part + D) = make_float4(sums.maximum[i], sums.weight[2 * i], 0, 0);
   }
 }
 
+// The chain of merges is short if the parts are there: they come through a ring of MERGE_RING stages.
+constexpr u32 MERGE_SPLITS = 16, MERGE_RING = 4;
+
 template <u32 D> DEVICE void attend_merge(const AttendArgs &args) {
+  constexpr u32 UNITS = PART<D> / 4; // of 16 bytes, in a part
+  SHARED float parts[MERGE_RING][MERGE_SPLITS][PART<D>];
   AttendItem item = args.items[blockIdx.y];
   u32 splits = ceil_div(item.visible, PAGE * SPLIT_PAGES), channel = threadIdx.x;
-  const float *part = args.parts + ((u64)blockIdx.y * args.heads + blockIdx.x) * args.splits * PART<D>;
-  float maximum = -infinity(), weight = 0.0f, sum = 0.0f;
-#pragma unroll 4
-  for (u32 split = 0; split < splits; split++, part += PART<D>) {
-    Merge merge(maximum, part[D]);
-    maximum = merge.maximum, weight = merge(weight, part[D + 1]), sum = merge(sum, part[channel]);
+  const float *from = args.parts + ((u64)blockIdx.y * args.heads + blockIdx.x) * args.splits * PART<D>;
+  auto copy = [&](u32 stage) {
+    u32 first = stage * MERGE_SPLITS * UNITS, units = splits * UNITS;
+    for (u32 i = threadIdx.x; i < MERGE_SPLITS * UNITS; i += D)
+      if (first + i < units) copy16_async(&parts[stage % MERGE_RING][0][i * 4], from + (u64)(first + i) * 4, true);
+  };
+  u32 stages = ceil_div(splits, MERGE_SPLITS);
+#pragma unroll
+  for (u32 i = 0; i < MERGE_RING - 1; i++) {
+    if (i < stages) copy(i);
+    copy_commit();
   }
+  float maximum = -infinity(), weight = 0.0f, sum = 0.0f;
+#pragma unroll 1
+  for (u32 stage = 0; stage < stages; stage++) {
+    copy_wait<MERGE_RING - 2>();
+    __syncthreads(); // the stage is there, and the one before was read
+    if (stage + MERGE_RING - 1 < stages) copy(stage + MERGE_RING - 1);
+    copy_commit();
+    u32 count = min(MERGE_SPLITS, splits - stage * MERGE_SPLITS);
+    auto add = [&](u32 split) {
+      const float *part = parts[stage % MERGE_RING][split];
+      Merge merge(maximum, part[D]);
+      maximum = merge.maximum, weight = merge(weight, part[D + 1]), sum = merge(sum, part[channel]);
+    };
+    if (count == MERGE_SPLITS) {
+#pragma unroll
+      for (u32 split = 0; split < MERGE_SPLITS; split++) add(split);
+    } else {
+#pragma unroll 1
+      for (u32 split = 0; split < count; split++) add(split);
+    }
+  }
+  copy_wait<0>();
   u64 at = ((u64)item.row * args.heads + blockIdx.x) * D + channel;
   args.out[at] = sum / weight;
   args.halves[at] = f32_to_bf16(sum / weight);
