@@ -31,93 +31,100 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     codes[p] = (up ? work.up_codes : work.codes) + (u64)panel * tiles * TILE_BLOCKS * BLOCK_BYTES<KIND> + lane * 16;
     scales[p] = (up ? work.up_scales : work.scales) + ((u64)panel * tiles * 8 + g) * GROUPS;
   }
+  // Columns without a token get the first one's values: nobody reads what becomes of them.
   const u16 *x[TILES];
-  u32 x_cols[TILES]; // 0 for a column without a token
 #pragma unroll
-  for (u32 n = 0; n < TILES; n++) {
-    bool used = n * 8 + g < work.count;
-    x[n] = activations(args, work, used ? n * 8 + g : 0);
-    x_cols[n] = used ? args.cols : 0;
-  }
+  for (u32 n = 0; n < TILES; n++) x[n] = activations(args, work, n * 8 + g < work.count ? n * 8 + g : 0) + t * 8;
 
   u32 tile = slice * tiles / SLICES, end = (slice + 1) * tiles / SLICES;
   float sums[PANELS][TILES][4] = {};
-  uint4 ahead[AHEAD][PANELS][PIECES<KIND>];
+  uint4 ahead[AHEAD][PANELS][PIECES<KIND>], x_ahead[2][TILES][2];
   TileScales<GROUPS> scales_ahead[PANELS];
-  uint4 x_ahead[TILES][2];
 
-  auto load_weights = [&](u32 of_tile, u32 block) { // `block` may lie in the next tile
+  // Pointers stand at `tile`; a block may lie in the next one.
+#pragma unroll
+  for (u32 p = 0; p < PANELS; p++) codes[p] += (u64)tile * TILE_BLOCKS * BLOCK_BYTES<KIND>, scales[p] += (u64)tile * 8 * GROUPS;
+#pragma unroll
+  for (u32 n = 0; n < TILES; n++) x[n] += tile * TILE_COLS;
+  i32 left = (i32)(args.cols - tile * TILE_COLS) - (i32)(t * 8); // inputs from this lane's first one on
+  auto load_weights = [&](u32 block) {
 #pragma unroll
     for (u32 p = 0; p < PANELS; p++)
 #pragma unroll
       for (u32 i = 0; i < PIECES<KIND>; i++)
-        ahead[block % AHEAD][p][i] = load_stream(codes[p] + (u64)(of_tile * TILE_BLOCKS + block) * BLOCK_BYTES<KIND> + i * 512);
+        ahead[block % AHEAD][p][i] = load_stream(codes[p] + block * BLOCK_BYTES<KIND> + i * 512);
   };
   auto load_scales = [&](u32 of_tile) {
 #pragma unroll
     for (u32 p = 0; p < PANELS; p++)
-      if constexpr (GROUPS > 0) scales_ahead[p].load(scales[p] + (u64)of_tile * 8 * GROUPS);
+      if constexpr (GROUPS > 0) scales_ahead[p].load(scales[p] + of_tile * 8 * GROUPS);
   };
-  auto load_x = [&](u32 block) {
+  auto load_x = [&](u32 block, bool checked) {
 #pragma unroll
     for (u32 n = 0; n < TILES; n++)
 #pragma unroll
       for (u32 half = 0; half < 2; half++) {
-        u32 col = block * BLOCK_COLS + half * 32 + t * 8;
-        x_ahead[n][half] = col < x_cols[n] ? __ldg((const uint4 *)(x[n] + col)) : make_uint4(0, 0, 0, 0);
+        u32 col = block * BLOCK_COLS + half * 32;
+        bool inside = !checked || (i32)col < left;
+        x_ahead[block % 2][n][half] = inside ? __ldg((const uint4 *)(x[n] + col)) : make_uint4(0, 0, 0, 0);
       }
   };
-
-  if (tile < end) {
-#pragma unroll
-    for (u32 block = 0; block < AHEAD; block++) load_weights(tile, block);
-    load_scales(tile);
-    load_x(tile * TILE_BLOCKS);
-  }
-#pragma unroll 1
-  for (; tile < end; tile++) {
+  // One tile. CHECKED: it or the next one may have fewer inputs. MORE: there is a next one.
+  auto multiply = [&](auto checked, auto more) {
+    constexpr bool CHECKED = decltype(checked)::VALUE, MORE = decltype(more)::VALUE;
     TileScales<GROUPS> scale[PANELS];
 #pragma unroll
     for (u32 p = 0; p < PANELS; p++) scale[p] = scales_ahead[p];
-    if (tile + 1 < end) load_scales(tile + 1);
+    if constexpr (MORE) load_scales(1);
 #pragma unroll
     for (u32 block = 0; block < TILE_BLOCKS; block++) {
-      uint4 pieces[PANELS][PIECES<KIND>], b[TILES][2];
-#pragma unroll
-      for (u32 p = 0; p < PANELS; p++)
-#pragma unroll
-        for (u32 i = 0; i < PIECES<KIND>; i++) pieces[p][i] = ahead[block % AHEAD][p][i];
-#pragma unroll
-      for (u32 n = 0; n < TILES; n++)
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) b[n][half] = x_ahead[n][half];
-      if (block + AHEAD < TILE_BLOCKS || tile + 1 < end) load_weights(tile, block + AHEAD);
-      if (block + 1 < TILE_BLOCKS || tile + 1 < end) load_x(tile * TILE_BLOCKS + block + 1);
 #pragma unroll
       for (u32 p = 0; p < PANELS; p++) {
-        float part[TILES][4] = {};
+        float part[TILES][4];
 #pragma unroll
         for (u32 s = 0; s < 4; s++) {
+          bool first = s == 0 || (GROUP_COLS == 32 && s == 2);
           u32 a[4];
-          decode_fragment<KIND>(pieces[p], s, a);
+          decode_fragment<KIND>(ahead[block % AHEAD][p], s, a);
 #pragma unroll
           for (u32 n = 0; n < TILES; n++) {
-            const uint4 &v = b[n][s / 2];
-            mma_bf16(KIND == BF16 ? sums[p][n] : part[n], a, s % 2 ? v.z : v.x, s % 2 ? v.w : v.y);
+            const uint4 &v = x_ahead[block % 2][n][s / 2];
+            u32 b0 = s % 2 ? v.z : v.x, b1 = s % 2 ? v.w : v.y;
+            if (KIND == BF16) mma_bf16(sums[p][n], a, b0, b1);
+            else if (first) mma_bf16_from_zero(part[n], a, b0, b1);
+            else mma_bf16(part[n], a, b0, b1);
           }
           if constexpr (KIND != BF16) {
             if (s == 3 || (GROUP_COLS == 32 && s == 1)) {
 #pragma unroll
-              for (u32 n = 0; n < TILES; n++) {
-                fold(sums[p][n], part[n], scale[p].of(block, s / 2));
-                part[n][0] = part[n][1] = part[n][2] = part[n][3] = 0.0f;
-              }
+              for (u32 n = 0; n < TILES; n++) fold(sums[p][n], part[n], scale[p].of(block, s / 2));
             }
           }
         }
       }
+      // What was used makes room.
+      if (block + AHEAD < TILE_BLOCKS || MORE) load_weights(block + AHEAD);
+      if (block + 2 < TILE_BLOCKS || MORE) load_x(block + 2, CHECKED);
     }
+#pragma unroll
+    for (u32 p = 0; p < PANELS; p++) codes[p] += TILE_BLOCKS * BLOCK_BYTES<KIND>, scales[p] += 8 * GROUPS;
+#pragma unroll
+    for (u32 n = 0; n < TILES; n++) x[n] += TILE_COLS;
+    left -= TILE_COLS;
+  };
+
+  if (tile < end) {
+#pragma unroll
+    for (u32 block = 0; block < AHEAD; block++) load_weights(block);
+    load_scales(0);
+    load_x(0, true), load_x(1, true);
   }
+  u32 whole = args.cols / TILE_COLS;
+#pragma unroll 1
+  for (; tile + 1 < end && tile + 2 <= whole; tile++) multiply(Flag<false>(), Flag<true>());
+#pragma unroll 1
+  for (; tile + 1 < end; tile++) multiply(Flag<true>(), Flag<true>());
+  if (tile < end) multiply(Flag<true>(), Flag<false>());
 
 #pragma unroll
   for (u32 p = 0; p < PANELS; p++)
@@ -153,9 +160,10 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
 }
 
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=, -DROW_PANELS=.
-KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? 4 : 3) matmul_decode_8(const __grid_constant__ MatmulArgs args) {
+// Five blocks a processor hold all 640 of Scout's two down projections at once on 132 processors.
+KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? (FORMAT == INT4 ? 5 : 4) : 3) matmul_decode_8(const __grid_constant__ MatmulArgs args) {
   matmul_decode<FORMAT, GROUP, ROW_PANELS, 1, FINISH>(args);
 }
-KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? 3 : 2) matmul_decode_16(const __grid_constant__ MatmulArgs args) {
+KERNEL_OCCUPANCY(128, ROW_PANELS == 1 && GROUP != 32 ? 3 : 2) matmul_decode_16(const __grid_constant__ MatmulArgs args) {
   matmul_decode<FORMAT, GROUP, ROW_PANELS, 2, FINISH>(args);
 }

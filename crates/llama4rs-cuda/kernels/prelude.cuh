@@ -21,6 +21,11 @@ typedef long long i64;
 // Shared memory whose size the launch gives.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 
+// A constant as an argument's type.
+template <bool B> struct Flag {
+  static constexpr bool VALUE = B;
+};
+
 constexpr u32 FULL_WARP = 0xFFFFFFFFu;
 constexpr u32 WARP = 32;
 
@@ -144,6 +149,13 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// d = a * b
+DEVICE void mma_bf16_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+               "{%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+               : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 // Four 8 x 8 matrices of 16-bit elements; lanes 8i .. 8i+7 give the rows' addresses of matrix i.
 DEVICE void load_matrices(u32 (&r)[4], const void *row) {

@@ -69,6 +69,7 @@ sources! {
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 2), ("ROW_PANELS", 2)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2), ("ROW_PANELS", 2)],
     ];
     MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "matmul.cuh"], &[
@@ -124,7 +125,13 @@ impl KernelSource {
 
 fn options(architecture: &Architecture, constants: &[(&str, u32)]) -> Vec<String> {
     // 177: a header's constant that this file has no use for.
-    let always = ["--std=c++17", "--fmad=false", "--diag-suppress=177"];
+    // The execution space is that of lambdas with types for arguments.
+    let always = [
+        "--std=c++17",
+        "--fmad=false",
+        "--diag-suppress=177",
+        "--device-as-default-execution-space",
+    ];
     let mut options: Vec<String> = always.map(str::to_owned).to_vec();
     if matches!(architecture, Architecture::Binary(_)) {
         options.push("--ptxas-options=-v".to_owned());
