@@ -16,7 +16,7 @@ use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
 use crate::ops::fused::{is_wide_enough, suits_place, Norm};
 use crate::ops::pages_attention;
-use crate::ops::products::fits_mixture;
+use crate::ops::products::{fits_feed_forward, fits_mixture};
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
 
@@ -312,6 +312,33 @@ impl Backend for Cuda {
         require_slots(pool, layer, slots, [k, v])?;
         require_shape("place", (q.rows(), 1), slots.len(), 1)?;
         self.run_place([q, k, v], placement, pool, layer, slots)
+    }
+
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        weights: &ExpertWeights<'_, Matrix>,
+        [gate, up]: [&mut Tensor; 2],
+        out: &mut Tensor,
+    ) -> Result<()> {
+        if !self.tensor_cores || x.rows() == 0 || !fits_feed_forward(weights) {
+            return self.feed_forward_in_parts(x, weights, [gate, up], out);
+        }
+        let (hidden, inner) = (weights.gate.cols, weights.gate.rows);
+        require_shape("feed_forward", x.shape(), x.rows(), hidden)?;
+        for (matrix, rows, cols) in [
+            (weights.gate, inner, hidden),
+            (weights.up, inner, hidden),
+            (weights.down, hidden, inner),
+        ] {
+            require(
+                [matrix.stack, matrix.rows, matrix.cols] == [1, rows, cols],
+                "feed_forward",
+                || format!("1 x [{rows}, {cols}]"),
+                || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
+            )?;
+        }
+        self.run_feed_forward(x, weights, out)
     }
 
     fn mixture(

@@ -44,4 +44,4 @@ pub use ops::sample::Draw;
 pub use tensor::{Matrix, Routing, Tensor, Vector};
 
 /// Counts the changes of the kernels' results: stored keys and values of another count are not used.
-pub(crate) const NUMERICS: u32 = 1;
+pub(crate) const NUMERICS: u32 = 2;

@@ -25,9 +25,7 @@ impl<B: Backend> SwiGlu<B> {
         out: &mut B::Tensor,
     ) -> Result<()> {
         let FeedForwardBuffers { gate, up, .. } = buffers;
-        backend.matmul(h, &[&self.gate_proj, &self.up_proj], &mut [gate, up])?;
-        backend.swiglu(gate, up)?;
-        backend.matmul(gate, &[&self.down_proj], &mut [out])
+        backend.feed_forward(h, &self.weights(), [gate, up], out)
     }
 }
 

@@ -253,6 +253,31 @@ pub trait Backend: Send + Sync + Sized + 'static {
         self.write_kv(pool, layer, slots, k, v)
     }
 
+    /// `out = down(silu(gate(x)) * up(x))` with one matrix each; `gate` and `up` are room for
+    /// `[rows, intermediate]`.
+    fn feed_forward(
+        &self,
+        x: &Self::Tensor,
+        weights: &ExpertWeights<'_, Self::Matrix>,
+        [gate, up]: [&mut Self::Tensor; 2],
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.feed_forward_in_parts(x, weights, [gate, up], out)
+    }
+
+    /// What [`Backend::feed_forward`] is made of.
+    fn feed_forward_in_parts(
+        &self,
+        x: &Self::Tensor,
+        weights: &ExpertWeights<'_, Self::Matrix>,
+        [gate, up]: [&mut Self::Tensor; 2],
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.matmul(x, &[weights.gate, weights.up], &mut [gate, up])?;
+        self.swiglu(gate, up)?;
+        self.matmul(gate, &[weights.down], &mut [out])
+    }
+
     /// `out` the shared expert and the routed ones, as [`Backend::experts`] says.
     fn mixture(
         &self,
@@ -276,9 +301,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         let FeedForwardScratch { gate, up, router_logits } = scratch;
         self.matmul(x, &[router], &mut [router_logits])?;
         let routing = self.route(router_logits, top_k)?;
-        self.matmul(x, &[shared.gate, shared.up], &mut [gate, up])?;
-        self.swiglu(gate, up)?;
-        self.matmul(gate, &[shared.down], &mut [out])?;
+        self.feed_forward(x, &shared, [gate, up], out)?;
         self.experts(x, &routing, routed, out)?;
         Ok(routing)
     }

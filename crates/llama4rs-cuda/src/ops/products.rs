@@ -155,16 +155,18 @@ impl Shape {
 /// Whether [`Cuda::run_mixture`] takes these weights.
 pub(crate) fn fits_mixture(weights: &MixtureWeights<'_, Matrix>) -> bool {
     let MixtureWeights { router, shared, routed, .. } = weights;
-    let in_fragments = |all: &ExpertWeights<'_, Matrix>| {
-        all.gate.format == all.up.format
-            && [all.gate, all.up, all.down].iter().all(|matrix| matrix.fragments.is_some())
-    };
     router.format == WeightFormat::F32
         && router.rows <= MOST_EXPERTS
         && is_wide_enough(routed.gate.cols)
-        && in_fragments(shared)
-        && in_fragments(routed)
+        && fits_feed_forward(shared)
+        && fits_feed_forward(routed)
         && (shared.gate.rows, shared.gate.cols) == (routed.gate.rows, routed.gate.cols)
+}
+
+/// Whether [`Cuda::run_feed_forward`] takes these weights: in fragment order, gate and up alike.
+pub(crate) fn fits_feed_forward(weights: &ExpertWeights<'_, Matrix>) -> bool {
+    weights.gate.format == weights.up.format
+        && [weights.gate, weights.up, weights.down].iter().all(|matrix| matrix.fragments.is_some())
 }
 
 impl Cuda {
@@ -382,6 +384,39 @@ impl Cuda {
         Ok(routing)
     }
 
+    /// [`llama4rs_tensor::Backend::feed_forward`] in two launches, where [it can](fits_feed_forward).
+    pub(crate) fn run_feed_forward(
+        &self,
+        x: &Tensor,
+        weights: &ExpertWeights<'_, Matrix>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let (rows, hidden, inner) = (x.rows(), weights.gate.cols, weights.gate.rows);
+        let mut scratch = None;
+        let halves = self.halves_of(x, &mut scratch)?.address();
+        let inners = Buffer::<u16>::new(&self.gpu, rows * inner, "inner activations")?;
+        let input = Input { x: halves, rows, cols: hidden, routed: None };
+        let shape = self.gated_shape_for(rows, inner, weights.gate.format);
+        let job = gated(weights, inners.address(), false);
+        self.launch_products(shape, &input, &[job], Finish::SwiGlu)?;
+
+        out.resize(&self.gpu, rows, hidden)?;
+        let input = Input { x: inners.address(), rows, cols: inner, routed: None };
+        let shape = self.shape_for(rows, hidden, weights.down.format);
+        let out = out.address_mut();
+        let job = Job { weights: weights.down, up: None, out, routed: false, first_row: 0 };
+        self.launch_products(shape, &input, &[job], Finish::F32)
+    }
+
+    /// The kernel for gate and up of `inner` outputs each.
+    fn gated_shape_for(&self, rows: usize, inner: usize, format: WeightFormat) -> Shape {
+        match self.shape_for(rows, 2 * inner, format) {
+            // Slices of their own have no SwiGLU.
+            Shape::Split64 => Shape::Tile32,
+            shape => shape,
+        }
+    }
+
     /// A dense and a routed job, in one launch where they have a format and a kernel in common.
     fn launch_together(
         &self,
@@ -390,10 +425,10 @@ impl Cuda {
         [dense, routed]: [Job<'_>; 2],
         finish: Finish,
     ) -> Result<()> {
-        let outputs = dense.weights.rows * if finish == Finish::SwiGlu { 2 } else { 1 };
-        let shape = match self.shape_for(input.rows, outputs, dense.weights.format) {
-            Shape::Split64 if finish == Finish::SwiGlu => Shape::Tile32,
-            shape => shape,
+        let (outputs, format) = (dense.weights.rows, dense.weights.format);
+        let shape = match finish {
+            Finish::SwiGlu => self.gated_shape_for(input.rows, outputs, format),
+            Finish::F32 => self.shape_for(input.rows, outputs, format),
         };
         if shape == routed_shape && dense.weights.format == routed.weights.format {
             return self.launch_products(shape, input, &[dense, routed], finish);
