@@ -8,28 +8,8 @@ use llama4rs_tensor::{
     Backend, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
     PageForm, PageId, Placement, Slot, WeightFormat,
 };
+use support::operations::{filled, halves, matmul, PAGE, ROUNDED, SUMS};
 use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights, FORMATS};
-
-const PAGE: usize = 64;
-/// Single precision in another order of additions.
-const SUMS: f64 = 3e-6;
-/// Something was rounded to bf16 on the way.
-const ROUNDED: f64 = 4e-3;
-
-/// Values that bf16 holds, so that products round nothing else than their sums.
-fn halves(random: &mut Random, count: usize) -> Vec<f32> {
-    random.values(count).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
-}
-
-fn matmul<B: Backend>(backend: &B, x: &[f32], cols: usize, weights: &[&Weights]) -> Vec<Vec<f32>> {
-    let x = backend.upload(x, cols).unwrap();
-    let weights: Vec<_> = weights.iter().map(|w| backend.matrix(w.packed()).unwrap()).collect();
-    let mut outs: Vec<_> = weights.iter().map(|_| backend.empty()).collect();
-    let (weights, mut slots): (Vec<_>, Vec<_>) =
-        (weights.iter().collect(), outs.iter_mut().collect());
-    backend.matmul(&x, &weights, &mut slots).unwrap();
-    outs.iter().map(|out| backend.to_host(out).unwrap()).collect()
-}
 
 #[test]
 fn embedding_is_exact() {
@@ -209,35 +189,6 @@ fn mixtures_as_on_the_cpu() {
             assert_bits("a row alone", &got[token * hidden..][..hidden], &alone);
         }
     }
-}
-
-/// A pool whose layer 1 holds `keys` and `values`, the pages `sealed` of them sealed.
-fn filled<B: Backend>(
-    backend: &B,
-    geometry: KvGeometry,
-    keys: &[f32],
-    values: &[f32],
-    sealed: std::ops::Range<usize>,
-) -> (B::KvPool, Vec<PageId>) {
-    let cols = geometry.num_kv_heads * geometry.head_dim;
-    let tokens = keys.len() / cols;
-    let count = tokens.div_ceil(PAGE);
-    let mut pool = backend.kv_pool(geometry).unwrap();
-    backend.kv_reserve(&mut pool, PageForm::Exact, count + 2).unwrap();
-    let exact = |index: usize| PageId::exact((count + 1 - index) as u32);
-    let slots: Vec<Slot> =
-        (0..tokens).map(|t| Slot { page: exact(t / PAGE), offset: (t % PAGE) as u32 }).collect();
-    let (keys, values) =
-        (backend.upload(keys, cols).unwrap(), backend.upload(values, cols).unwrap());
-    backend.write_kv(&mut pool, 1, &slots, &keys, &values).unwrap();
-    if !sealed.is_empty() {
-        backend.kv_reserve(&mut pool, PageForm::Sealed, count).unwrap();
-    }
-    let pairs: Vec<_> =
-        sealed.clone().map(|i| (exact(i), PageId::sealed((count - 1 - i) as u32))).collect();
-    backend.kv_seal(&mut pool, 1, &pairs).unwrap();
-    let page = |i| if sealed.contains(&i) { pairs[i - sealed.start].1 } else { exact(i) };
-    (pool, (0..count).map(page).collect())
 }
 
 #[test]

@@ -3,6 +3,8 @@
 // No test uses all of this.
 #![allow(dead_code)]
 
+pub mod operations;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
