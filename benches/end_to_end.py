@@ -186,6 +186,21 @@ def mapped_bandwidth(path: Path, threads: int) -> dict[str, Any]:
     return spread(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS, path=file))
 
 
+def large_page_share(path: Path) -> float:
+    """The share of a model's mapped bytes that this process sees in pages of 2 MB."""
+    present = large = 0
+    of_model = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            of_model = bool(rest) and Path(rest[-1]).parent == path.resolve()
+        elif of_model and name == "Rss:":
+            present += int(rest[0])
+        elif of_model and name == "FilePmdMapped:":
+            large += int(rest[0])
+    return large / max(present, 1)
+
+
 def show(result: dict[str, Any]) -> None:
     """One line."""
     rate, share = result["tokens_per_second"], result["share_of_limit"]
@@ -293,6 +308,9 @@ def main() -> None:
             results.append(result)
         if path:
             save(path, earlier, report)
+    report["large_page_share"] = {one.name: large_page_share(one.path) for one in ours}
+    if path:
+        save(path, earlier, report)
     if arguments.startup:
         report["startup"] = measure_startup(engines, threads, runs)
         for result in report["startup"]:
@@ -307,7 +325,11 @@ def main() -> None:
                 f"({min(values):.1f} to {max(values):.1f})"
             )
     for name, rates in report["mapped_read_bandwidth"].items():
-        print(f"the same from the mapped file of {name}: {rates['median'] / 1e9:.1f} GB/s")
+        share = report["large_page_share"][name]
+        print(
+            f"the same from the mapped file of {name}: {rates['median'] / 1e9:.1f} GB/s; "
+            f"{share:.0%} of the model's mapped bytes lie in large pages"
+        )
 
 
 if __name__ == "__main__":
