@@ -26,7 +26,7 @@ from llama4rs.cli.reporting import fail
 from llama4rs.errors import CheckpointNotFoundError, OutOfMemoryError
 from llama4rs.hub import demo_model_path
 
-COMMANDS = ("generate", "chat", "pack", "info", "verify", "plan", "demo", "synth")
+COMMANDS = ("generate", "chat", "pack", "info", "verify", "warm", "plan", "demo", "synth")
 GREEDY = ("--temperature", "0", "--threads", "1")
 
 
@@ -247,6 +247,7 @@ def test_pack_info_verify_generate(model: str, tmp_path: Path) -> None:
 
     assert "packed" in run("info", packed).stdout
     assert f"{packed} is intact" in run("verify", packed).stdout
+    assert f"{packed}: " in run("warm", packed).stdout
     assert run("generate", "\n", "-m", packed, *GREEDY).stdout == SCRIPT + "\n"
 
 

@@ -6,9 +6,9 @@
 >>> answer = llm.chat("Tell me a story.", max_tokens=50)
 
 `Llama4` opens a model, `Output` is what it gives back, `SamplingParams` says how. `pack` makes a
-directory that opens at once, `verify` checks it, `plan` says what a model needs. Every error is a
-`Llama4Error`. On the command line the same things are ``llama4rs generate``, ``chat``, ``pack``,
-``plan``, ``info``, ``verify`` and ``demo``.
+directory that opens at once, `verify` checks it, `warm` reads it into the page cache, `plan` says
+what a model needs. Every error is a `Llama4Error`. On the command line the same things are
+``llama4rs generate``, ``chat``, ``pack``, ``plan``, ``info``, ``verify``, ``warm`` and ``demo``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from .session import Session, SessionInfo
 from .streaming import AsyncTextStream, TextStream
 from .tokenizer import Tokenizer
 from .tool_calls import ToolCall, parse_tool_calls
+from .warming import warm
 
 __all__ = [
     "AsyncTextStream",
@@ -78,6 +79,7 @@ __all__ = [
     "plan",
     "stream",
     "verify",
+    "warm",
 ]
 
 

@@ -226,8 +226,8 @@ def synth(
 class Engine:
     """One opened model and the requests that run on it. Safe to use from many threads.
 
-    `path` is a directory, or `"synth:SHAPE"` for random weights of a shape of `synth`, which are made
-    in memory as they are brought to the device.
+    `path` is a directory, or `"synth:SHAPE"` for random weights of a shape of `synth`, which are
+    made in memory as they are brought to the device.
     """
 
     def __new__(
@@ -276,8 +276,8 @@ class Engine:
     def kv_bytes_in_use(self) -> int | None:
         """Bytes of key/value pages in use; None while a step is being computed."""
     def kv_bytes_read(self) -> dict[str, int] | None:
-        """Bytes read from the files of `kv_dir` to find texts and to check their pages: `pages`, and
-        `meta` (headers, token keys, page tables). None while a step is being computed."""
+        """Bytes read from the files of `kv_dir` to find texts and to check their pages: `pages`,
+        and `meta` (headers, token keys, page tables). None while a step is being computed."""
     def summary(self) -> dict[str, Any]:
         """Sizes: `parameters`, `active_parameters`, `weight_bytes`, `tensors` (as in `open_info`),
         `kv_cache` (its format), `kv_bytes_per_token`, `kv_bytes_per_token_beyond_chunk`."""
@@ -301,8 +301,8 @@ class Engine:
         probabilities. `image_features` `[patches, hidden]` (from `encode_image`) replace the
         embeddings of the prompt's patch tokens, in order. `filled_to` is for measurements behind
         long texts: the prompt's tokens from the 129th up to there (whole pages of 64) are not
-        computed, their keys and values repeat those of the page before. Raises `RequestError` for an
-        empty prompt, an id outside of the vocabulary, a prompt longer than `max_context`, or an
+        computed, their keys and values repeat those of the page before. Raises `RequestError` for
+        an empty prompt, an id outside of the vocabulary, a prompt longer than `max_context`, or an
         option out of range; `OutOfMemoryError` for one that needs more than `kv_memory`."""
     def encode_image(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Encodes normalised tiles `[tiles, channels, size, size]` (C order) into
