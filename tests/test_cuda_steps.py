@@ -126,6 +126,27 @@ def test_graphs_change_no_bit(
     }
 
 
+def test_a_decode_step_is_one_launch_and_one_wait(model: str, driver: Driver) -> None:
+    engine = CudaEngine(model, weights="int4")
+    for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}):
+        request = engine.submit(PROMPTS["short"], max_tokens=20, stop_token_ids=[], **options)
+        steps = []
+        while True:
+            before = driver.calls()
+            if request.next() is None:
+                break
+            steps.append(driver.calls() - before)
+        # The first ones find their memory and are recorded; then no shape changes.
+        for calls in steps[6:]:
+            assert calls["cuGraphLaunch"] == 1
+            assert sum(calls[name] for name in WAITS) == 1
+            # The inputs go down, the tokens and the experts come back.
+            assert calls["cuMemcpyHtoDAsync_v2"] == 1
+            assert calls["cuMemcpyDtoHAsync_v2"] == 1
+            others = set(calls) - {"cuCtxSetCurrent", "cuGraphLaunch", "cuStreamSynchronize"}
+            assert others == {"cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2"}
+
+
 def test_prompts_wait_once_for_a_step(model: str, driver: Driver) -> None:
     engine = CudaEngine(model, weights="int4", step_tokens=300)
     waits = []
@@ -137,7 +158,31 @@ def test_prompts_wait_once_for_a_step(model: str, driver: Driver) -> None:
                 break
             waits.append((driver.calls() - before)["cuStreamSynchronize"])
     # Later ones find their memory.
-    assert waits[-2:] == [2, 2]
+    assert waits[-2:] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "seed": 1},
+        {"temperature": 0.7, "top_p": 0.9, "seed": 2},
+        {"temperature": 1.5, "top_k": 7, "min_p": 0.05, "seed": 3},
+    ],
+    ids=str,
+)
+def test_the_device_draws_the_hosts_tokens(
+    model: str, driver: Driver, options: dict[str, Any]
+) -> None:
+    engine = CudaEngine(model, weights="int4")
+    on_device = run(engine, options)
+    on_host = run(engine, options | {"logprobs": 0})
+    ids = [
+        {name: [token[0] for token in tokens] for name, tokens in answer.items()}
+        for answer in (on_device, on_host)
+    ]
+    assert ids[0] == ids[1]
+    assert all(token[1] is None for tokens in on_device.values() for token in tokens)
 
 
 @pytest.mark.parametrize("call", ["cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags"])

@@ -25,6 +25,7 @@ impl Backend for Cpu {
     type Matrix = PackedMatrix;
     type KvPool = KvPages;
     type Routing = Routing;
+    type Tokens = std::convert::Infallible;
 
     fn description(&self) -> String {
         let threads = self.num_threads();
@@ -301,6 +302,10 @@ impl Backend for Cpu {
 
     fn routed_experts(&self, routing: &Routing) -> Result<Vec<u32>> {
         Ok(routing.experts.clone())
+    }
+
+    fn tokens(&self, chosen: &Self::Tokens) -> Result<Vec<u32>> {
+        match *chosen {}
     }
 
     fn experts(

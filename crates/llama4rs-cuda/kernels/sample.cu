@@ -1,22 +1,28 @@
-// Logits to tokens, one row of logits [rows, vocab] f32 a block (or more). Ties go to the lower token.
+// Logits to tokens, one row of logits [rows, vocab] f32 a block (or more). Ties go to the lower token. A row with
+// a logit that is no finite number gives NO_TOKEN.
 //
 // argmax_parts, argmax: the largest logit. (PARTS, rows) blocks of 256 threads, then a warp a row.
-// sample: the truncated distribution of crates/llama4rs-engine/src/sampler.rs: temperature, the top_k
+// sample: the rule of crates/llama4rs-engine/src/sampler.rs, bit for bit: temperature, the top_k
 //   most likely tokens, of them those before which there is at most top_p of the mass, of them those
 //   at least min_p as likely as the best one; then one draw. A block of 1024 threads a row.
 //   Probabilities are counts of 2^-40 of the best one's, so that every sum is exact and in no order;
-//   the draw takes the kept tokens by number, at `random` * mass / 2^64. Logits that are no numbers
-//   never win. vocab < 2^23.
+//   the draw takes the kept tokens by number, at `random` * mass / 2^64. vocab < 2^23.
 // Bytes: the logits once (argmax), 11 times from L2 (sample).
 
-// Larger floats have larger keys; no number has the least.
+constexpr u32 NO_TOKEN = ~0u;
+constexpr u64 NOT_FINITE = ~0ull; // beats all candidates
+
+// Larger floats have larger keys.
 DEVICE u32 order_key(float x) {
-  if (x != x) return 0;
   u32 bits = __float_as_uint(x);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 // Larger logit, then lower token.
-DEVICE u64 candidate(float logit, u32 token) { return (u64)order_key(logit) << 32 | (u32)~token; }
+DEVICE u64 candidate(float logit, u32 token) {
+  bool finite = (__float_as_uint(logit) & 0x7f800000u) != 0x7f800000u;
+  return finite ? (u64)order_key(logit) << 32 | (u32)~token : NOT_FINITE;
+}
+DEVICE u32 token_of(u64 best) { return best == NOT_FINITE ? NO_TOKEN : ~(u32)best; }
 DEVICE u64 warp_best(u64 best) {
 #pragma unroll
   for (u32 offset = 16; offset; offset >>= 1) best = max(best, __shfl_xor_sync(FULL_WARP, best, offset));
@@ -41,13 +47,14 @@ KERNEL(256) argmax_parts(const float *logits, u64 *parts, u32 vocab) {
 
 KERNEL(32) argmax(const u64 *parts, u32 *tokens) {
   u64 best = warp_best(parts[(u64)blockIdx.x * PARTS + threadIdx.x]);
-  if (threadIdx.x == 0) tokens[blockIdx.x] = ~(u32)best;
+  if (threadIdx.x == 0) tokens[blockIdx.x] = token_of(best);
 }
 
 struct SampleOptions {
   u64 random;
-  float temperature, top_p, min_p; // temperature > 0
-  u32 top_k;                       // 0: all
+  float powers; // of two for each unit of a logit; 0 takes the largest
+  float top_p, min_p;
+  u32 top_k;    // 0: all
 };
 
 constexpr float ONE = 1099511627776.0f; // 2^40
@@ -78,11 +85,17 @@ DEVICE u64 block_scan(u64 x, u64 &total) {
 struct Row {
   const float *logits;
   u32 vocab, begin, end;
-  float peak, inverse; // of the temperature, in powers of two
+  float peak, powers;
 
+  // 2^((logit - peak) * powers) in parts of 2^-40, rounded down: operations of IEEE 754, as on the host.
   DEVICE u64 mass(u32 token) const {
-    float x = logits[token];
-    return x == x ? (u64)(exp2_fast((x - peak) * inverse) * ONE) : 0;
+    constexpr float TERMS[8] = {1.0f, 0.6931472f, 0.2402265f, 0.05550411f, 0.009618129f, 0.0013333558f, 0.0001540353f, 0.000015252734f};
+    float x = (logits[token] - peak) * powers;
+    if (x < -41.5f) return 0;
+    float whole = floorf(x + 0.5f), part = x - whole, power = 0.0f;
+#pragma unroll
+    for (i32 i = 7; i >= 0; i--) power = power * part + TERMS[i];
+    return (u64)(power * __uint_as_float((u32)(127 + 40 + (i32)whole) << 23));
   }
 };
 
@@ -182,9 +195,13 @@ KERNEL(1024) sample(const float *logits, const SampleOptions *options, u32 *toke
   if (threadIdx.x % WARP == 0) best_of[threadIdx.x / WARP] = best;
   __syncthreads();
   for (u32 i = 0; i < 32; i++) best = max(best, best_of[i]);
-  u32 best_token = ~(u32)best;
+  u32 best_token = token_of(best);
+  if (best_token == NO_TOKEN || option.powers == 0.0f) {
+    if (threadIdx.x == 0) tokens[blockIdx.x] = best_token;
+    return;
+  }
   row.peak = row.logits[best_token];
-  row.inverse = 1.44269504f / option.temperature;
+  row.powers = option.powers;
 
   constexpr Threshold EVERYTHING = {0, ~0ull};
   Kept kept = {EVERYTHING, EVERYTHING, 0, 0, 0};

@@ -8,8 +8,8 @@ use llama4rs_tensor::check::{
 };
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Bytes, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MixtureWeights,
-    PackedMatrix, PageForm, PageId, Placement, Result, Slot,
+    Backend, Bytes, Draw, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan,
+    MixtureWeights, PackedMatrix, PageForm, PageId, Placement, Result, Slot,
 };
 
 use crate::kv_pages::KvPages;
@@ -17,6 +17,7 @@ use crate::memory::Buffer;
 use crate::ops::fused::{is_wide_enough, suits_place, Norm};
 use crate::ops::pages_attention;
 use crate::ops::products::{fits_feed_forward, fits_mixture};
+use crate::ops::sample::Tokens;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
 
@@ -29,6 +30,7 @@ impl Backend for Cuda {
     type Matrix = Matrix;
     type KvPool = KvPages;
     type Routing = Routing;
+    type Tokens = Tokens;
 
     fn description(&self) -> String {
         let info = self.info();
@@ -271,6 +273,14 @@ impl Backend for Cuda {
         require_shape("experts", x.shape(), routing.rows, hidden)?;
         require_shape("experts", out.shape(), routing.rows, hidden)?;
         self.run_experts(x, routing, weights, out)
+    }
+
+    fn choose(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Tokens>> {
+        self.run_choose(logits, draws).map(Some)
+    }
+
+    fn tokens(&self, chosen: &Tokens) -> Result<Vec<u32>> {
+        chosen.0.read(0, chosen.0.len())
     }
 
     fn add_norm(

@@ -5,7 +5,7 @@
 
 use cudarc::driver::{result, sys};
 use llama4rs_tensor::{
-    Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, WeightFormat,
+    Backend, Draw, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, WeightFormat,
 };
 
 use crate::cuda::{Cuda, Launch};
@@ -16,7 +16,6 @@ use crate::kernels::FILL;
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
 use crate::memory::Buffer;
 use crate::module::arguments;
-use crate::ops::sample::Draw;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 
 /// More than any cache of a device.
@@ -164,7 +163,7 @@ impl Cuda {
                     Draw { random: 1 << 63, temperature: 1.0, top_p: 0.9, min_p: 0.0, top_k: 0 };
                 let draws = draw.then(|| vec![option; rows]);
                 let options = draws.map(|draws| self.draws(&draws)).transpose()?;
-                let one = |_| self.choose(&logits, options.as_ref()).map(drop);
+                let one = |_| self.launch_choose(&logits, options.as_deref()).map(drop);
                 let seconds = self.replayed(4, rounds, one)?;
                 let bytes = (rows * vocab * 4) as u64;
                 Ok(Measured { seconds, bytes, operations: bytes / 4 })

@@ -3,9 +3,10 @@
 mod support;
 
 use half::bf16;
-use llama4rs_cuda::{Cuda, Draw};
+use llama4rs_cuda::Cuda;
+use llama4rs_engine::{Sampler, SamplingOptions};
 use llama4rs_tensor::{
-    Backend, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
+    Backend, Draw, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
     PageForm, PageId, Placement, Slot, WeightFormat,
 };
 use support::operations::{filled, halves, matmul, PAGE, ROUNDED, SUMS};
@@ -339,78 +340,58 @@ fn queries_and_keys_get_their_positions_in_one_launch() {
     }
 }
 
-/// The kept tokens by number with their masses, as `crates/llama4rs-engine/src/sampler.rs` keeps them.
-fn kept(logits: &[f32], draw: &Draw) -> Vec<(u32, f64)> {
-    let numbers: Vec<(u32, f64)> = (0..)
-        .zip(logits)
-        .filter(|(_, x)| !x.is_nan())
-        .map(|(token, &x)| (token, x as f64))
-        .collect();
-    let peak = numbers.iter().map(|&(_, x)| x).fold(f64::NEG_INFINITY, f64::max);
-    let mut best: Vec<(u32, f64)> = numbers
-        .iter()
-        .map(|&(token, x)| (token, ((x - peak) / draw.temperature as f64).exp()))
-        .collect();
-    best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    if draw.top_k > 0 {
-        best.truncate(draw.top_k as usize);
-    }
-    let goal = draw.top_p as f64 * best.iter().map(|&(_, mass)| mass).sum::<f64>();
-    if draw.top_p < 1.0 {
-        let mut before = 0.0;
-        best.retain(|&(_, mass)| {
-            before += mass;
-            before - mass <= goal
-        });
-    }
-    best.retain(|&(_, mass)| mass >= draw.min_p as f64);
-    best.sort_by_key(|&(token, _)| token);
-    best
-}
-
 #[test]
-fn tokens_are_chosen_as_by_the_sampler() {
+fn tokens_are_those_of_the_sampler() {
     let Some(cuda) = tensor_cores() else { return };
     let random = &mut Random(8);
     for vocab in [1, 33, 3001] {
-        let rows = 4;
-        // Quarters: many ties.
+        let rows = 6;
+        // Quarters: many ties, zeros of both signs.
         let mut logits: Vec<f32> =
             random.values(rows * vocab).iter().map(|x| (x * 24.0).round() / 4.0).collect();
-        if vocab > 1 {
-            logits[1] = f32::NAN;
-        }
-        let tensor = cuda.upload(&logits, vocab).unwrap();
-        let everything = Draw { random: 0, temperature: 1.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
-        let greedy: Vec<u32> = logits
-            .chunks_exact(vocab)
-            .map(|row| kept(row, &Draw { top_k: 1, ..everything })[0].0)
-            .collect();
-        assert_eq!(cuda.argmax(&tensor).unwrap(), greedy, "{vocab}");
+        logits[..vocab].iter_mut().for_each(|x| *x *= 1.37);
         for (temperature, top_p, min_p, top_k) in [
+            (0.0, 0.5, 0.0, 3),
             (1.0, 1.0, 0.0, 0),
             (0.7, 0.9, 0.0, 0),
             (1.3, 0.95, 0.02, 40),
             (1.0, 1.0, 0.0, 3),
             (0.5, 0.3, 0.1, 500),
+            (9.0, 0.999, 0.0, 2999),
+            (1e-40, 0.9, 0.0, 0),
         ] {
-            let draws: Vec<Draw> = (0..rows)
-                .map(|_| Draw { random: random.bits(), temperature, top_p, min_p, top_k })
+            let mut samplers: Vec<Sampler> = (0..rows)
+                .map(|row| SamplingOptions {
+                    // One row of a batch may be greedy.
+                    temperature: if row == 4 { 0.0 } else { temperature },
+                    top_p,
+                    top_k,
+                    min_p,
+                    seed: random.bits(),
+                    ..SamplingOptions::default()
+                })
+                .map(|options| Sampler::new(options, &[]))
                 .collect();
-            let got = cuda.sample(&tensor, &draws).unwrap();
-            for ((row, draw), token) in logits.chunks_exact(vocab).zip(&draws).zip(got) {
-                let kept = kept(row, draw);
-                let total: f64 = kept.iter().map(|&(_, mass)| mass).sum();
-                let share = draw.random as f64 / 2f64.powi(64);
-                let before: f64 =
-                    kept.iter().take_while(|k| k.0 < token).map(|&(_, mass)| mass).sum();
-                let mass = kept.iter().find(|k| k.0 == token).map_or(-1.0, |k| k.1);
-                let (low, high) = (before / total - 1e-5, (before + mass) / total + 1e-5);
-                assert!(
-                    (low..=high).contains(&share),
-                    "{vocab} {draw:?}: {token}, {low} {share} {high}"
-                );
-            }
+            let draws: Vec<Draw> = samplers.iter().map(|s| s.draw().unwrap()).collect();
+            let expected: Vec<u32> = logits
+                .chunks_exact(vocab)
+                .zip(&mut samplers)
+                .map(|(row, sampler)| sampler.sample(row).unwrap().token)
+                .collect();
+            let tensor = cuda.upload(&logits, vocab).unwrap();
+            let chosen = cuda.choose(&tensor, &draws).unwrap().unwrap();
+            assert_eq!(cuda.tokens(&chosen).unwrap(), expected, "{vocab} {:?}", draws[0]);
+        }
+        for (bad, temperature) in
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().zip([0.0, 1.0, 1.0])
+        {
+            logits[2 * vocab - 1] = bad;
+            let tensor = cuda.upload(&logits, vocab).unwrap();
+            let draw = Draw { random: 5, temperature, top_p: 1.0, min_p: 0.0, top_k: 0 };
+            let chosen = cuda.choose(&tensor, &vec![draw; rows]).unwrap().unwrap();
+            let found = cuda.tokens(&chosen).unwrap();
+            let none: Vec<bool> = found.iter().map(|&token| token == Draw::NO_TOKEN).collect();
+            assert_eq!(none, [false, true, false, false, false, false], "{vocab} {bad}");
         }
     }
 }
@@ -430,9 +411,9 @@ fn shapes_that_do_not_fit_are_errors() {
     let (mut wide, narrow) = (upload(&[1.0; 16], 8), upload(&[1.0; 8], 4));
     refused("[2, 8]", cuda.add_norm(&mut wide, &narrow, &weight, 1e-5, &mut out));
     cuda.add_norm(&mut x, &y, &weight, 1e-5, &mut out).unwrap();
-    let draw = Draw { random: 0, temperature: 0.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
-    refused("temperature > 0", cuda.sample(&x, &[draw; 2]).map(drop));
-    refused("2 draws", cuda.sample(&x, &[draw; 1]).map(drop));
+    let draw = Draw { random: 0, temperature: 1.0, top_p: 0.0, min_p: 0.0, top_k: 0 };
+    refused("top_p in (0, 1]", cuda.choose(&x, &[draw; 2]).map(drop));
+    refused("2 draws", cuda.choose(&x, &[draw; 1]).map(drop));
     let stack = Random(9).weights(WeightFormat::Int4 { group: 32 }, 1, 8, 24);
     let stack = cuda.matrix(stack.packed()).unwrap();
     refused("[2, 24]", cuda.matmul(&x, &[&stack], &mut [&mut out]));

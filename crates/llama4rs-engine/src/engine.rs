@@ -1,5 +1,6 @@
 //! The engine: one model, one lock, steps driven by whoever waits.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::admission::Admission;
 use crate::observer::{Interrupts, Part, Watch};
 use crate::request::{ExpertUsage, Mailbox};
 use crate::scheduler::{Limits, Scheduler};
-use crate::sequence::Sequence;
+use crate::sequence::{Outcome, Sequence};
 use crate::turn::Turn;
 use crate::{Error, Event, Request, RequestOptions, Result};
 
@@ -60,6 +61,14 @@ pub struct Engine<B: Backend> {
 struct Vision<B: Backend> {
     model: VisionModel<B>,
     workspace: Turn<VisionWorkspace<B>>,
+}
+
+/// What a step gives.
+enum Drawn {
+    /// A token for each row of logits.
+    Tokens(Vec<u32>),
+    /// `[logit rows, vocab]`
+    Logits(Vec<f32>),
 }
 
 /// What a step changes.
@@ -325,8 +334,8 @@ impl<B: VisionBackend> Engine<B> {
         let wanted = self.plan(core, interrupted)?;
         let parts = self.build(core, &wanted);
         let outcome = self.compute(core, &parts, interrupted);
-        if let Ok(Some(logits)) = &outcome {
-            self.distribute(core, &parts, logits);
+        if let Ok(Some(drawn)) = &outcome {
+            self.distribute(core, &parts, drawn);
         }
         let Core { scheduler, cache, .. } = core;
         for part in &parts {
@@ -371,14 +380,14 @@ impl<B: VisionBackend> Engine<B> {
         scheduler.plan(limits, &self.backend, cache, interrupted)
     }
 
-    /// Runs the model over the step's rows; returns the logits of those that need them,
+    /// Runs the model over the step's rows; returns what came out for those that need logits,
     /// or `None` when all owners of the rows cancelled.
     fn compute(
         &self,
         core: &mut Core<B>,
         parts: &[Part],
         interrupted: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Vec<f32>>> {
+    ) -> Result<Option<Drawn>> {
         if parts.is_empty() {
             return Ok(None);
         }
@@ -389,10 +398,11 @@ impl<B: VisionBackend> Engine<B> {
             outcome => outcome?,
         }
         watch.count();
-        match step.logit_rows.is_empty() {
-            true => Ok(Some(Vec::new())),
-            false => Ok(Some(self.backend.to_host(workspace.logits())?)),
-        }
+        Ok(Some(match workspace.tokens() {
+            Some(tokens) => Drawn::Tokens(self.backend.tokens(tokens)?),
+            None if step.logit_rows.is_empty() => Drawn::Tokens(Vec::new()),
+            None => Drawn::Logits(self.backend.to_host(workspace.logits())?),
+        }))
     }
 
     /// Writes the step's rows: tokens, positions, pages. A sequence that gets no
@@ -423,23 +433,32 @@ impl<B: VisionBackend> Engine<B> {
             let logits = sequence.logit_rows(count);
             let first_logit = step.logit_rows.len();
             step.logit_rows.extend(logits.clone().map(|i| (row + i) as u32));
+            step.draws.extend(sequence.draw().filter(|_| !logits.is_empty()));
             parts.push(Part {
                 sequence: index,
                 rows: row..row + count,
                 logits: first_logit..first_logit + logits.len(),
             });
         }
+        // One row whose logits the host must see brings them all.
+        if step.draws.len() < step.logit_rows.len() {
+            step.draws.clear();
+        }
         parts
     }
 
-    fn distribute(&self, core: &mut Core<B>, parts: &[Part], logits: &[f32]) {
+    fn distribute(&self, core: &mut Core<B>, parts: &[Part], drawn: &Drawn) {
         let vocab = self.model.config().vocab_size;
         for part in parts {
             let sequence = &mut core.scheduler.running[part.sequence];
             sequence.commit(&self.backend, &mut core.cache, part.rows.len());
-            let rows = &logits[part.logits.start * vocab..part.logits.end * vocab];
+            let Range { start, end } = part.logits;
+            let outcome = match drawn {
+                Drawn::Tokens(tokens) => Outcome::Token(tokens[start..end].last().copied()),
+                Drawn::Logits(logits) => Outcome::Logits(&logits[start * vocab..end * vocab]),
+            };
             let filled = sequence.fill(&self.backend, &mut core.cache);
-            if let Err(error) = filled.and_then(|()| sequence.advance(rows, vocab)) {
+            if let Err(error) = filled.and_then(|()| sequence.advance(outcome, vocab)) {
                 sequence.fail(error);
             }
         }

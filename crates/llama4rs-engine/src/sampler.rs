@@ -3,7 +3,11 @@
 //! The order is transformers': repetition penalty, temperature, top-k, top-p,
 //! min-p, then one draw. The draw for token `n` of a request is a function of
 //! its seed and `n` alone.
+//!
+//! Probabilities are counts of 2^-40 of the best token's, so every sum is exact, in any order,
+//! and a device that follows the same rule draws the same token from the same logits.
 
+use llama4rs_tensor::Draw;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -96,6 +100,23 @@ impl Sampler {
         }
     }
 
+    /// How the next token is drawn, if it depends on the logits alone and nothing else is asked for:
+    /// then a device may draw it, for [`take`](Self::take).
+    pub fn draw(&self) -> Option<Draw> {
+        let Self { options, .. } = self;
+        let plain = options.repetition_penalty == 1.0 && options.logprobs.is_none();
+        plain.then(|| self.next_draw())
+    }
+
+    /// Takes the token that was drawn as [`draw`](Self::draw) says.
+    pub fn take(&mut self, token: u32) -> Result<Choice> {
+        if token == Draw::NO_TOKEN {
+            return Err(Error::NotFinite);
+        }
+        self.drawn += 1;
+        Ok(Choice { token, logprob: None, top_logprobs: None })
+    }
+
     /// Chooses the next token from `logits` `[vocab]`.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice> {
         if !logits.iter().all(|logit| logit.is_finite()) {
@@ -114,25 +135,31 @@ impl Sampler {
         })
     }
 
+    fn next_draw(&self) -> Draw {
+        let SamplingOptions { temperature, top_p, min_p, top_k, seed, .. } = self.options;
+        let random = || {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_word_pos(2 * self.drawn as u128);
+            rng.next_u64()
+        };
+        let random = if temperature == 0.0 { 0 } else { random() };
+        let top_k = u32::try_from(top_k).unwrap_or(0);
+        Draw { random, temperature, top_p, min_p, top_k }
+    }
+
     fn choose(&mut self, logits: &[f32]) -> u32 {
-        let options = &self.options;
         self.candidates.clear();
         self.candidates.extend(logits.iter().zip(0..).map(|(&logit, token)| (logit, token)));
         for &token in &self.seen {
             if let Some((logit, _)) = self.candidates.get_mut(token as usize) {
-                let penalty = options.repetition_penalty;
+                let penalty = self.options.repetition_penalty;
                 let scaled = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
                 // The difference of two infinities would be no number.
                 *logit = scaled.clamp(f32::MIN, f32::MAX);
             }
         }
-        if options.temperature == 0.0 {
-            return best(&self.candidates);
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-        rng.set_word_pos(2 * self.drawn as u128);
-        let uniform = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        draw(&mut self.candidates, options, uniform)
+        let draw = self.next_draw();
+        draw_from(&mut self.candidates, &draw)
     }
 }
 
@@ -145,42 +172,72 @@ fn best(candidates: &[(f32, u32)]) -> u32 {
     candidates.iter().min_by(|a, b| better(a, b)).map_or(0, |&(_, token)| token)
 }
 
-/// Draws from the truncated distribution; `uniform` in `[0, 1)`.
-fn draw(candidates: &mut Vec<(f32, u32)>, options: &SamplingOptions, uniform: f64) -> u32 {
-    if options.top_k > 0 && options.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(options.top_k - 1, better);
-        candidates.truncate(options.top_k);
+/// Draws from the truncated distribution, the kept tokens taken by number.
+fn draw_from(candidates: &mut Vec<(f32, u32)>, draw: &Draw) -> u32 {
+    let best = best(candidates);
+    if draw.temperature == 0.0 {
+        return best;
     }
     let peak = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: f32| (((logit - peak) as f64) / options.temperature as f64).exp();
-
-    if options.top_p < 1.0 {
-        keep_nucleus(candidates, options.top_p as f64, weight);
-    } else {
-        // A fixed order, so that the draw does not depend on how top-k left it.
-        candidates.sort_unstable_by_key(|c| c.1);
+    let powers = draw.powers_of_two();
+    let mass = |logit: f32| mass((logit - peak) * powers);
+    let top_k = draw.top_k as usize;
+    if top_k > 0 && top_k < candidates.len() {
+        candidates.select_nth_unstable_by(top_k - 1, better);
+        candidates.truncate(top_k);
     }
-    if options.min_p > 0.0 {
-        candidates.retain(|c| weight(c.0) >= options.min_p as f64);
+    if draw.top_p < 1.0 {
+        let all: u64 = candidates.iter().map(|c| mass(c.0)).sum();
+        keep_nucleus(candidates, (all as f64 * draw.top_p as f64) as u64, mass);
     }
-    let total: f64 = candidates.iter().map(|c| weight(c.0)).sum();
-    let mut left = uniform * total;
-    for &(logit, token) in candidates.iter() {
-        left -= weight(logit);
-        if left < 0.0 {
+    candidates.sort_unstable_by_key(|c| c.1);
+    let least = (draw.min_p * UNIT as f32) as u64;
+    let kept = || candidates.iter().map(|&(logit, token)| (mass(logit), token));
+    let kept = || kept().filter(|&(mass, _)| mass >= least);
+    let all: u64 = kept().map(|(mass, _)| mass).sum();
+    let mut left = ((draw.random as u128 * all as u128) >> 64) as u64;
+    for (mass, token) in kept() {
+        if left < mass {
             return token;
         }
+        left -= mass;
     }
-    best(candidates)
+    best
 }
 
+/// The best token's mass.
+const UNIT: u64 = 1 << 40;
+
+/// `2^x` in parts of [`UNIT`], rounded down, for `x <= 0`. Each operation is one of IEEE 754 in single
+/// precision, in this order, so that devices get the same bits.
+fn mass(x: f32) -> u64 {
+    if x < -41.5 {
+        return 0;
+    }
+    let whole = (x + 0.5).floor();
+    let part = x - whole;
+    let power = POWERS.iter().rev().fold(0.0f32, |sum, &term| sum * part + term);
+    let scale = f32::from_bits(((127 + 40 + whole as i32) as u32) << 23);
+    (power * scale) as u64
+}
+
+/// `ln(2)^k / k!`: 2^x for |x| <= 1/2 within 6e-9.
+const POWERS: [f32; 8] = [
+    1.0,
+    0.693_147_2,
+    0.240_226_5,
+    0.055_504_11,
+    0.009_618_129,
+    0.001_333_355_8,
+    0.000_154_035_3,
+    0.000_015_252_734,
+];
+
 /// Keeps the best candidates, best first, up to the one at which the mass before
-/// it exceeds `top_p`. Sorts only as many as it needs.
-fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, top_p: f64, weight: impl Fn(f32) -> f64) {
-    candidates.sort_unstable_by_key(|c| c.1);
-    let goal = top_p * candidates.iter().map(|c| weight(c.0)).sum::<f64>();
+/// it exceeds `goal`. Sorts only as many as it needs.
+fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, goal: u64, mass: impl Fn(f32) -> u64) {
     let mut sorted = 0;
-    let mut mass = 0.0;
+    let mut before = 0;
     loop {
         let next = (sorted * 4).max(256).min(candidates.len());
         if next < candidates.len() {
@@ -188,11 +245,11 @@ fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, top_p: f64, weight: impl Fn(f3
         }
         candidates[sorted..next].sort_unstable_by(better);
         for index in sorted..next {
-            if mass > goal {
+            if before > goal {
                 candidates.truncate(index);
                 return;
             }
-            mass += weight(candidates[index].0);
+            before += mass(candidates[index].0);
         }
         if next == candidates.len() {
             return;
@@ -323,22 +380,30 @@ mod tests {
             logits in prop::collection::vec(-3f32..3.0, 1..3000),
             top_p in 0.01f64..1.0,
         ) {
-            let weight = |logit: f32| (logit as f64).exp();
+            let weight = |logit: f32| mass(logit - 3.0);
             let mut all: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
             let mut fast = all.clone();
-            keep_nucleus(&mut fast, top_p, weight);
+            let goal = (top_p * logits.iter().map(|&l| weight(l)).sum::<u64>() as f64) as u64;
+            keep_nucleus(&mut fast, goal, weight);
             all.sort_by(better);
-            let goal = top_p * logits.iter().map(|&l| weight(l)).sum::<f64>();
-            let mut mass = 0.0;
+            let mut before = 0;
             let expected: Vec<_> = all
                 .into_iter()
                 .take_while(|c| {
-                    let keep = mass <= goal;
-                    mass += weight(c.0);
+                    let keep = before <= goal;
+                    before += weight(c.0);
                     keep
                 })
                 .collect();
             prop_assert_eq!(fast, expected);
+        }
+
+        /// Masses are powers of two, rounded down.
+        #[test]
+        fn masses_are_powers_of_two(x in -45f32..0.0) {
+            let expected = (x as f64).exp2() * UNIT as f64;
+            let error = (mass(x) as f64 - expected).abs();
+            prop_assert!(error <= 1.0 + 2e-7 * expected, "{x}: {} {expected}", mass(x));
         }
 
         /// The same seed gives the same tokens.

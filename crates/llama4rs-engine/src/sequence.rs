@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use llama4rs_kv_cache::{KvCache, SequenceKv, TokenKey, PAGE_TOKENS};
-use llama4rs_tensor::Backend;
+use llama4rs_tensor::{Backend, Draw};
 
 use crate::request::{Event, ExpertUsage, ImageFeatures, Request};
 use crate::scheduler::Work;
@@ -43,6 +43,15 @@ impl Images {
 
 /// Tokens of a prompt that is mostly filled: its first pages of either form.
 const COMPUTED_TOKENS: usize = 2 * PAGE_TOKENS;
+
+/// What a step gave a sequence.
+#[derive(Clone, Copy)]
+pub(crate) enum Outcome<'a> {
+    /// The token that the device chose from its last row, if it has one.
+    Token(Option<u32>),
+    /// All of its rows.
+    Logits(&'a [f32]),
+}
 
 /// Tokens so far, and what is left to compute.
 pub(crate) struct Sequence {
@@ -230,10 +239,15 @@ impl Sequence {
         self.request.mailbox().timings.queue = started - self.submitted;
     }
 
-    /// Takes a step's results: `logits` are those of [`logit_rows`](Self::logit_rows).
-    /// The keys and values are committed already. Returns whether it has ended.
-    pub fn advance(&mut self, logits: &[f32], vocab: usize) -> Result<bool> {
-        if self.keep_logits {
+    /// How the device may choose the next token; `None` when the host must see the logits.
+    pub fn draw(&self) -> Option<Draw> {
+        self.sampler.draw().filter(|_| !self.keep_logits)
+    }
+
+    /// Takes a step's results for [`logit_rows`](Self::logit_rows). The keys and values are
+    /// committed already. Returns whether it has ended.
+    pub fn advance(&mut self, outcome: Outcome<'_>, vocab: usize) -> Result<bool> {
+        if let (true, Outcome::Logits(logits)) = (self.keep_logits, outcome) {
             let mut mailbox = self.request.mailbox();
             let wanted = logits.len();
             mailbox
@@ -253,7 +267,10 @@ impl Sequence {
             self.finish(FinishReason::Length, None);
             return Ok(true);
         }
-        let choice = self.sampler.sample(&logits[logits.len() - vocab..])?;
+        let choice = match outcome {
+            Outcome::Logits(logits) => self.sampler.sample(&logits[logits.len() - vocab..])?,
+            Outcome::Token(token) => self.sampler.take(token.unwrap_or(Draw::NO_TOKEN))?,
+        };
         self.tokens.push(choice.token);
         self.keys.push(choice.token.into());
         self.note_times(now);

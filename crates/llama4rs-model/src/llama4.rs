@@ -32,7 +32,8 @@ impl<B: VisionBackend> Llama4<B> {
         kv_layout(&self.config, dtype)
     }
 
-    /// Runs one step and leaves the logits of `step.logit_rows` in the workspace.
+    /// Runs one step and leaves the logits of `step.logit_rows` in the workspace, and the tokens
+    /// that the device chose from them.
     ///
     /// The keys and values of the step are written to `cache`; they count once
     /// the caller commits them, so an error or interruption loses nothing.
@@ -61,6 +62,7 @@ impl<B: VisionBackend> Llama4<B> {
         workspace: &mut Workspace<B>,
         observer: &mut dyn Observer,
     ) -> Result<Vec<(usize, B::Routing)>> {
+        workspace.tokens = None;
         let terms = self.position_terms(backend, &step.positions)?;
         backend.embed(&self.embed_tokens, &step.ids, &mut workspace.x)?;
         if !step.image_rows.is_empty() {
@@ -80,11 +82,14 @@ impl<B: VisionBackend> Llama4<B> {
             routings.extend(routing.map(|routing| (layer, routing)));
         }
         if !step.logit_rows.is_empty() {
-            let Workspace { x, h, selected, logits, .. } = workspace;
+            let Workspace { x, h, selected, logits, tokens, .. } = workspace;
             backend.select_rows(x, &step.logit_rows, selected)?;
             self.norm.forward(backend, selected, h)?;
             let lm_head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-            backend.matmul(h, &[lm_head], &mut [logits])?;
+            backend.matmul(h, &[lm_head], &mut [&mut *logits])?;
+            if !step.draws.is_empty() {
+                *tokens = backend.choose(logits, &step.draws)?;
+            }
         }
         Ok(routings)
     }

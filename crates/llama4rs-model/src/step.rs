@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use llama4rs_kv_cache::KvStep;
+use llama4rs_tensor::Draw;
 
 /// The tokens of one step, of one or many sequences, one row each.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct Step {
     pub kv: KvStep,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// How a token is chosen for each of those rows, if the device may do it; else empty.
+    pub draws: Vec<Draw>,
 }
 
 impl Step {
@@ -30,6 +33,7 @@ impl Step {
         self.image_features.clear();
         self.kv.clear();
         self.logit_rows.clear();
+        self.draws.clear();
     }
 }
 

@@ -16,6 +16,7 @@ pub struct Workspace<B: Backend> {
     pub(crate) selected: B::Tensor,
     /// `[logit rows, vocab]`.
     pub(crate) logits: B::Tensor,
+    pub(crate) tokens: Option<B::Tokens>,
 }
 
 pub(crate) struct AttentionBuffers<B: Backend> {
@@ -50,11 +51,17 @@ impl<B: Backend> Workspace<B> {
             feed_forward: FeedForwardBuffers { gate: empty(), up: empty(), router_logits: empty() },
             selected: empty(),
             logits: empty(),
+            tokens: None,
         }
     }
 
     /// Logits of the last step, `[logit rows, vocab]`.
     pub fn logits(&self) -> &B::Tensor {
         &self.logits
+    }
+
+    /// The tokens that the device chose in the last step, one for each row of logits.
+    pub fn tokens(&self) -> Option<&B::Tokens> {
+        self.tokens.as_ref()
     }
 }

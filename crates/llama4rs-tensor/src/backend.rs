@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 
 use crate::kv::{KvGeometry, KvSpan, PageForm, PageId, Slot};
-use crate::{Bytes, Error, PackedMatrix, Result};
+use crate::{Bytes, Draw, Error, PackedMatrix, Result};
 
 /// The routed part of a mixture-of-experts layer: stacks of `num_experts` matrices.
 pub struct ExpertWeights<'a, M> {
@@ -73,6 +73,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type KvPool: Send + Sync;
     /// Which experts each row goes to, and with which weight.
     type Routing: Send + Sync;
+    /// Tokens that the device chose; [`Infallible`](std::convert::Infallible) when it never does.
+    type Tokens: Send + Sync;
 
     /// A short name for reports, such as `cpu (avx512, 8 threads)`.
     fn description(&self) -> String;
@@ -202,6 +204,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         weights: ExpertWeights<'_, Self::Matrix>,
         out: &mut Self::Tensor,
     ) -> Result<()>;
+
+    /// Chooses a token from each row of `logits`; `None`: the device leaves that to the host, with the
+    /// same tokens. Those of a [`step`](Self::step) are there until the next one begins.
+    fn choose(&self, logits: &Self::Tensor, draws: &[Draw]) -> Result<Option<Self::Tokens>> {
+        let _ = (logits, draws);
+        Ok(None)
+    }
+    /// The tokens, [`Draw::NO_TOKEN`] for a row with a logit that is no finite number.
+    fn tokens(&self, chosen: &Self::Tokens) -> Result<Vec<u32>>;
 
     // What follows is made of the operations above. A device may do it in fewer steps.
 

@@ -13,6 +13,7 @@
 pub mod backend;
 mod bytes;
 pub mod check;
+mod draw;
 mod error;
 pub mod format;
 pub mod kv;
@@ -22,6 +23,7 @@ mod vision_backend;
 
 pub use backend::{Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Placement};
 pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
+pub use draw::Draw;
 pub use error::{Error, Result};
 pub use format::WeightFormat;
 pub use kv::{KvDtype, KvGeometry, KvSpan, PageForm, PageId, SealedHead, Slot};

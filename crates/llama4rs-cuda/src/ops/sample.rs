@@ -1,7 +1,9 @@
 //! Choosing tokens on the device: `sample.cu`. Only their numbers come back.
 
+use std::sync::Arc;
+
 use llama4rs_tensor::check::require;
-use llama4rs_tensor::Result;
+use llama4rs_tensor::{Draw, Result};
 
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::SAMPLE;
@@ -14,20 +16,8 @@ const PARTS: usize = 32;
 /// Widest rows of logits: sums of that many 2^40 fit in 64 bits.
 const MOST_TOKENS: usize = 1 << 23;
 
-/// How one row's token is drawn; the meaning of the fields is that of the engine's sampling options.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Draw {
-    /// 64 random bits.
-    pub random: u64,
-    /// Above zero: logits are divided by it.
-    pub temperature: f32,
-    /// Mass that is kept; 1 keeps all.
-    pub top_p: f32,
-    /// Least share of the best token's probability.
-    pub min_p: f32,
-    /// Tokens that are kept; 0 keeps all.
-    pub top_k: u32,
-}
+/// Tokens that the device chose, one for each row of logits.
+pub struct Tokens(pub(crate) Buffer<u32>);
 
 impl Cuda {
     fn launch_sample(
@@ -45,50 +35,31 @@ impl Cuda {
         )
     }
 
-    /// The largest logit of each row, the lowest token of equal ones; values that are no numbers never win.
-    ///
-    /// # Errors
-    /// On device failures.
-    pub fn argmax(&self, logits: &Tensor) -> Result<Vec<u32>> {
-        self.choose(logits, None)?.read(0, logits.rows())
-    }
-
-    /// Draws a token from each row's truncated distribution, `draws[i]` for row `i`.
-    ///
-    /// The distribution is that of the engine's sampler. The draw takes the kept
-    /// tokens by number, so it is a function of the row and `draws[i]` alone.
-    ///
-    /// # Errors
-    /// On options out of range, a number of draws that is not that of rows, and device failures.
-    pub fn sample(&self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<u32>> {
+    /// [`llama4rs_tensor::Backend::choose`].
+    pub(crate) fn run_choose(&self, logits: &Tensor, draws: &[Draw]) -> Result<Tokens> {
         let rows = logits.rows();
         let expected = || format!("{rows} draws");
-        require(draws.len() == rows, "sample", expected, || draws.len().to_string())?;
-        self.choose(logits, Some(&self.draws(draws)?))?.read(0, rows)
+        require(draws.len() == rows, "choose", expected, || draws.len().to_string())?;
+        let wrong = draws.iter().find(|draw| !draw.is_valid());
+        let expected = || "temperature >= 0, top_p in (0, 1], min_p in [0, 1]".to_owned();
+        require(wrong.is_none(), "choose", expected, || format!("{wrong:?}"))?;
+        let greedy = draws.iter().all(|draw| draw.temperature == 0.0);
+        let options = if greedy { None } else { Some(self.draws(draws)?) };
+        self.launch_choose(logits, options.as_deref()).map(Tokens)
     }
 
-    /// Options on the device, checked.
-    pub(crate) fn draws(&self, draws: &[Draw]) -> Result<Buffer<u32>> {
-        let in_range = |draw: &&Draw| {
-            draw.temperature > 0.0
-                && draw.temperature.is_finite()
-                && draw.top_p > 0.0
-                && draw.top_p <= 1.0
-                && (0.0..=1.0).contains(&draw.min_p)
-        };
-        let wrong = draws.iter().find(|draw| !in_range(draw));
-        let expected = || "temperature > 0, top_p in (0, 1], min_p in [0, 1]".to_owned();
-        require(wrong.is_none(), "sample", expected, || format!("{wrong:?}"))?;
+    /// Options on the device.
+    pub(crate) fn draws(&self, draws: &[Draw]) -> Result<Arc<Buffer<u32>>> {
         let words = draws.iter().flat_map(|draw| {
-            let Draw { random, temperature, top_p, min_p, top_k } = *draw;
-            let [a, b, c] = [temperature, top_p, min_p].map(f32::to_bits);
-            [random as u32, (random >> 32) as u32, a, b, c, top_k]
+            let powers = if draw.temperature == 0.0 { 0.0 } else { draw.powers_of_two() };
+            let [a, b, c] = [powers, draw.top_p, draw.min_p].map(f32::to_bits);
+            [draw.random as u32, (draw.random >> 32) as u32, a, b, c, draw.top_k]
         });
-        Buffer::of(&self.gpu, &words.collect::<Vec<u32>>(), "sampling")
+        self.list("draws", &words.collect::<Vec<u32>>())
     }
 
     /// The tokens of all rows, drawn if there are [draws](Self::draws); they stay on the device.
-    pub(crate) fn choose(
+    pub(crate) fn launch_choose(
         &self,
         logits: &Tensor,
         draws: Option<&Buffer<u32>>,
@@ -96,8 +67,8 @@ impl Cuda {
         let (rows, vocab) = (logits.rows(), logits.cols());
         let fits = (1..MOST_TOKENS).contains(&vocab) || rows == 0;
         let expected = || format!("1 to {MOST_TOKENS} logits a row");
-        require(fits, "sample", expected, || vocab.to_string())?;
-        let tokens = Buffer::<u32>::new(&self.gpu, rows, "sampling")?;
+        require(fits, "choose", expected, || vocab.to_string())?;
+        let tokens = Buffer::<u32>::result(&self.gpu, rows, "sampling")?;
         match draws {
             Some(options) => {
                 let all = arguments![logits.address(), options, &tokens, vocab];
