@@ -69,13 +69,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True)
-def compiled_once(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLAMA4RS_CUDA_CACHE", str(tmp_path_factory.getbasetemp() / "compiled"))
-
-
 def run(engine: Engine, options: dict[str, Any], joins: int = 6) -> dict[str, Tokens]:
     """Two requests, and a third that comes while they run; they end one after the other."""
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use llama4rs_tensor::check::{
     require, require_below, require_columns, require_heads, require_layer, require_shape,
-    require_single, require_spans,
+    require_single,
 };
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
@@ -231,7 +231,6 @@ impl Backend for Cuda {
         let geometry = *pool.geometry();
         require_layer("attend", &geometry, layer)?;
         require_heads("attend", queries.cols(), geometry.head_dim * geometry.num_kv_heads)?;
-        require_spans(&geometry, queries.rows(), spans, |page| pool.has(page))?;
         let heads = queries.cols() / geometry.head_dim;
         if self.tensor_cores && pages_attention::suits(pool, heads) {
             return self.run_attend_pages(pool, layer, queries, spans, scale, out);

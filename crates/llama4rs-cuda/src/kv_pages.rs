@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use llama4rs_tensor::{Error, KvGeometry, PageForm, PageId, Result};
+use llama4rs_tensor::check::require_spans;
+use llama4rs_tensor::{Error, KvGeometry, KvSpan, PageForm, PageId, Result};
 
 use crate::gpu::Gpu;
 use crate::memory::Buffer;
@@ -101,6 +102,11 @@ impl KvPages {
     /// Whether a page is there.
     pub(crate) fn has(&self, page: PageId) -> bool {
         page.index() < self.chunks(page.form()).num_pages
+    }
+
+    /// An error unless the spans fit `rows` rows of queries and their pages are there.
+    pub(crate) fn check_spans(&self, rows: usize, spans: &[KvSpan]) -> Result<()> {
+        require_spans(&self.geometry, rows, spans, |page| self.has(page))
     }
 
     /// The number of pages of a form.

@@ -14,6 +14,7 @@
 //!
 //! Whatever goes past the queue (a copy, a fill, a wait) submits first what was queued.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::ThreadId;
@@ -93,6 +94,12 @@ struct List {
     bytes: usize,
 }
 
+/// What was made once for a step, and from what.
+struct Made {
+    from: [usize; 4],
+    value: Arc<dyn Any + Send + Sync>,
+}
+
 /// What the steps of a device share.
 #[derive(Default)]
 pub(crate) struct Steps {
@@ -105,6 +112,7 @@ pub(crate) struct Steps {
     generation: u64,
     recording: Recording,
     lists: Vec<List>,
+    made: Vec<Made>,
     inputs: Shared,
     results: Shared,
     arena: Region,
@@ -174,12 +182,14 @@ impl Steps {
         outcome
     }
 
-    /// Ends the step; its queue is empty or not needed.
-    fn end(&mut self, gpu: &Gpu) {
+    /// Ends the step, whose queue is empty or not needed. What was made for it is to be dropped
+    /// when `self` is free again: it may hold buffers.
+    fn end(&mut self, gpu: &Gpu) -> Vec<Made> {
         self.owner = None;
         self.recording.clear();
         let mut free = gpu.free.lock().unwrap_or_else(PoisonError::into_inner);
         self.dropped.drain(..).for_each(|(bytes, address)| free.put(bytes, address));
+        std::mem::take(&mut self.made)
     }
 }
 
@@ -368,6 +378,30 @@ impl Gpu {
         Some((address + at as u64, Home::Inputs))
     }
 
+    /// What `make` gives, which the step that this thread records makes only once `from` the same: the
+    /// addresses and sizes of what it reads, which stay as they are while the step lasts.
+    pub fn once_a_step<T: Send + Sync + 'static>(
+        &self,
+        from: [usize; 4],
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<Arc<T>> {
+        let known = {
+            let steps = self.steps();
+            let of_step = steps.made.iter().filter(|_| steps.records_mine());
+            let mut fitting = of_step.filter(|made| made.from == from);
+            fitting.find_map(|made| made.value.clone().downcast().ok())
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let value = Arc::new(make()?);
+        let mut steps = self.steps();
+        if steps.records_mine() {
+            steps.made.push(Made { from, value: value.clone() });
+        }
+        Ok(value)
+    }
+
     /// Takes a buffer's memory back.
     pub fn give_back(&self, home: Home, bytes: usize, address: CUdeviceptr) {
         let mut steps = self.steps();
@@ -447,6 +481,7 @@ impl Running<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.gpu.steps().end(self.gpu);
+        let made = self.gpu.steps().end(self.gpu);
+        drop(made);
     }
 }

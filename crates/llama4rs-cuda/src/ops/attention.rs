@@ -2,7 +2,7 @@
 
 use llama4rs_tensor::{Error, KvSpan, PageForm, Result};
 
-use super::kv_pages::{dtype_constants, words};
+use super::kv_pages::{address_of, dtype_constants, words};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::ATTENTION_EXACT;
 use crate::kv_pages::KvPages;
@@ -121,14 +121,20 @@ impl Cuda {
         out.resize(&self.gpu, rows, queries.cols())?;
         let longest = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
         let tile_rows = rows_of_block(longest, group);
-        let work = Work::of(pool, spans, rows, tile_rows);
+        let from = [address_of(pool), spans.as_ptr() as usize, spans.len(), rows];
+        let work = self.gpu.once_a_step(from, || {
+            pool.check_spans(rows, spans)?;
+            let work = Work::of(pool, spans, rows, tile_rows);
+            let list = self.growing_list("spans", &work.list, work.pages_at)?;
+            Ok((work, list))
+        })?;
+        let (work, list) = &*work;
         if work.covered < rows {
             out.clear()?;
         }
         if work.tiles == 0 || heads == 0 {
             return Ok(());
         }
-        let list = self.growing_list("spans", &work.list, work.pages_at)?;
         let variant =
             Variant { head_dim, group, rows: tile_rows, dtype: dtype_constants(geometry.dtype) };
         // Splits get blocks of their own where there are too few blocks without.
@@ -158,7 +164,7 @@ impl Cuda {
             out.address(),
             queries.address(),
             list.offset(work.pages_at),
-            &*list,
+            &**list,
             layer,
             scale,
             parts,

@@ -14,6 +14,11 @@ pub(crate) fn words(addresses: impl Iterator<Item = u64>) -> impl Iterator<Item 
     addresses.flat_map(|address| [address as u32, (address >> 32) as u32])
 }
 
+/// Where a pool is on the host: its name within a step.
+pub(crate) fn address_of(pool: &KvPages) -> usize {
+    std::ptr::from_ref(pool) as usize
+}
+
 /// The constants that say how pages store their numbers.
 pub(crate) fn dtype_constants(dtype: KvDtype) -> [(&'static str, u32); 2] {
     let bf16 = (dtype.exact() == KvDtype::Bf16) as u32;

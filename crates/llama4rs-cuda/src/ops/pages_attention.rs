@@ -6,7 +6,7 @@
 
 use llama4rs_tensor::{KvDtype, KvSpan, PageForm, Result};
 
-use super::kv_pages::words;
+use super::kv_pages::{address_of, words};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
@@ -98,14 +98,20 @@ impl Cuda {
         let mut scratch = None;
         let halves = self.halves_of(queries, &mut scratch)?.address();
         out.resize(&self.gpu, rows, queries.cols())?;
-        let work = Work::of(pool, spans);
+        let from = [address_of(pool), spans.as_ptr() as usize, spans.len(), rows];
+        let work = self.gpu.once_a_step(from, || {
+            pool.check_spans(rows, spans)?;
+            let work = Work::of(pool, spans);
+            let list = self.growing_list("spans", &work.list, work.pages_at)?;
+            Ok((work, list))
+        })?;
+        let (work, list) = &*work;
         if work.covered < rows {
             out.clear()?;
         }
         if work.covered == 0 || heads == 0 {
             return Ok(());
         }
-        let list = self.growing_list("spans", &work.list, work.pages_at)?;
         let halves_out = out.halves_mut(&self.gpu)?.address();
         out.keep_halves(work.covered == rows);
         let out = out.address();
