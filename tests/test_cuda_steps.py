@@ -69,13 +69,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def run(engine: Engine, options: dict[str, Any], joins: int = 6) -> dict[str, Tokens]:
-    """Two requests, and a third that comes while they run; they end one after the other."""
+def run(engine: Engine, options: dict[str, Any], **some: dict[str, Any]) -> dict[str, Tokens]:
+    """Two requests, and a third that comes while they run; they end one after the other. All have
+    `options`, and `some` more."""
 
     def submit(name: str, tokens: int) -> None:
-        requests[name] = engine.submit(
-            PROMPTS[name], max_tokens=tokens, stop_token_ids=[], **options
-        )
+        more = options | some.get(name, {})
+        requests[name] = engine.submit(PROMPTS[name], max_tokens=tokens, stop_token_ids=[], **more)
 
     requests: dict[str, Any] = {}
     submit("chunk", 12)
@@ -91,7 +91,7 @@ def run(engine: Engine, options: dict[str, Any], joins: int = 6) -> dict[str, To
                 kept = (event.token_id, event.logprob, tuple(event.top_logprobs or ()))
                 tokens.setdefault(name, []).append(kept)
         step += 1
-        if step == joins:
+        if step == 6:
             submit("short", 5)
     return tokens
 
@@ -176,6 +176,9 @@ def test_the_device_draws_the_hosts_tokens(
     ]
     assert ids[0] == ids[1]
     assert all(token[1] is None for tokens in on_device.values() for token in tokens)
+    # One that shows its log probabilities beside others that are drawn.
+    mixed = run(engine, options, chunk={"logprobs": 0})
+    assert mixed == on_device | {"chunk": on_host["chunk"]}
 
 
 @pytest.mark.parametrize("call", ["cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags"])

@@ -1,6 +1,7 @@
 //! [`Backend`] for [`Cuda`]: shape checks, then the launches of one operation.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use llama4rs_tensor::check::{
     require, require_below, require_columns, require_heads, require_layer, require_shape,
@@ -73,6 +74,14 @@ impl Backend for Cuda {
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
         x.values().map_or(Ok(Vec::new()), |values| values.read(0, x.len()))
+    }
+
+    fn rows_to_host(&self, x: &Tensor, rows: Range<usize>) -> Result<Vec<f32>> {
+        let fits = rows.start <= rows.end && rows.end <= x.rows();
+        let expected = || format!("some of {} rows", x.rows());
+        require(fits, "rows_to_host", expected, || format!("{rows:?}"))?;
+        let (start, count) = (rows.start * x.cols(), rows.len() * x.cols());
+        x.values().map_or(Ok(Vec::new()), |values| values.read(start, count))
     }
 
     fn shape(&self, x: &Tensor) -> (usize, usize) {

@@ -186,12 +186,16 @@ impl Library {
     ) -> Result<Kernel> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let Loaded { modules, kernels } = &mut *loaded;
-        let known = kernels.iter().find(|known| {
-            (known.shared, known.name, known.file) == (shared, name, source.name)
+        let known = kernels.iter().position(|known| {
+            known.shared == shared
                 && known.constants == constants
+                && (known.name, known.file) == (name, source.name)
         });
         if let Some(known) = known {
-            return Ok(known.kernel);
+            let kernel = kernels[known].kernel;
+            // Those in use gather at the beginning.
+            kernels.swap(known, known / 2);
+            return Ok(kernel);
         }
         let module = match modules.entry((source.name, constants.to_vec())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),

@@ -80,11 +80,17 @@ impl Module {
 }
 
 /// A kernel that can be launched.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(crate) struct Kernel {
     name: &'static str,
     function: sys::CUfunction,
     shared: usize,
+}
+
+impl PartialEq for Kernel {
+    fn eq(&self, other: &Self) -> bool {
+        (self.function, self.shared) == (other.function, other.shared)
+    }
 }
 
 // SAFETY: a function's handle may be used by any thread with the context current.
@@ -112,8 +118,14 @@ impl Argument {
 }
 
 /// A kernel's parameter structure, field by field in C's layout.
-#[derive(Default)]
 pub(crate) struct Structure(Vec<u8>);
+
+impl Default for Structure {
+    fn default() -> Self {
+        // Most have about so many bytes.
+        Self(Vec::with_capacity(384))
+    }
+}
 
 impl Structure {
     /// An address or another field of 8 bytes.

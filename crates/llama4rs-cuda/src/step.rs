@@ -17,7 +17,6 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::thread::ThreadId;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUdeviceptr;
@@ -33,6 +32,12 @@ use crate::module::{Argument, Kernel};
 const ALIGNMENT: usize = 256;
 /// The least region.
 const LEAST_BYTES: usize = 64 << 10;
+
+/// A number that no other living thread has.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here) as usize)
+}
 
 /// Device memory that is handed out from its beginning.
 #[derive(Default)]
@@ -104,7 +109,7 @@ struct Made {
 #[derive(Default)]
 pub(crate) struct Steps {
     /// Whose step is under way: other threads' work goes past it.
-    owner: Option<ThreadId>,
+    owner: Option<usize>,
     /// Whether launches are recorded; else they are queued as they come.
     records: bool,
     /// Part of the step was submitted: no graph has the rest.
@@ -149,7 +154,7 @@ pub(crate) struct Running<'a> {
 
 impl Steps {
     fn is_mine(&self) -> bool {
-        self.owner == Some(std::thread::current().id())
+        self.owner == Some(this_thread())
     }
 
     fn records_mine(&self) -> bool {
@@ -214,7 +219,7 @@ impl Gpu {
             self.wait_for(&mut steps)?;
         }
         steps.graphs.destroy_retired();
-        steps.owner = Some(std::thread::current().id());
+        steps.owner = Some(this_thread());
         (steps.records, steps.is_cut) = (records && !steps.has_no_graphs, false);
         steps.generation += 1;
         steps.lists.clear();

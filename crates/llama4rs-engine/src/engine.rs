@@ -1,6 +1,5 @@
 //! The engine: one model, one lock, steps driven by whoever waits.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use llama4rs_kv_cache::store::{self, BytesRead, Store, StoreOptions};
 use llama4rs_kv_cache::{KvCache, PAGE_TOKENS};
 use llama4rs_model::{Llama4, Step, VisionModel, VisionWorkspace, Workspace};
-use llama4rs_tensor::{Backend, KvDtype, VisionBackend};
+use llama4rs_tensor::{Backend, Draw, KvDtype, VisionBackend};
 
 use crate::admission::Admission;
 use crate::observer::{Interrupts, Part, Watch};
@@ -64,11 +63,12 @@ struct Vision<B: Backend> {
 }
 
 /// What a step gives.
-enum Drawn {
-    /// A token for each row of logits.
-    Tokens(Vec<u32>),
-    /// `[logit rows, vocab]`
-    Logits(Vec<f32>),
+#[derive(Default)]
+struct Drawn {
+    /// Those that the device chose, one for each row of logits; `None` when it chose none.
+    tokens: Option<Vec<u32>>,
+    /// `[rows, vocab]` of the parts for which it did not, in their order.
+    logits: Vec<f32>,
 }
 
 /// What a step changes.
@@ -398,11 +398,17 @@ impl<B: VisionBackend> Engine<B> {
             outcome => outcome?,
         }
         watch.count();
-        Ok(Some(match workspace.tokens() {
-            Some(tokens) => Drawn::Tokens(self.backend.tokens(tokens)?),
-            None if step.logit_rows.is_empty() => Drawn::Tokens(Vec::new()),
-            None => Drawn::Logits(self.backend.to_host(workspace.logits())?),
-        }))
+        let Some(tokens) = workspace.tokens() else {
+            let any = !step.logit_rows.is_empty();
+            let logits = any.then(|| self.backend.to_host(workspace.logits())).transpose()?;
+            return Ok(Some(Drawn { tokens: None, logits: logits.unwrap_or_default() }));
+        };
+        let mut drawn = Drawn { tokens: Some(self.backend.tokens(tokens)?), logits: Vec::new() };
+        for part in parts.iter().filter(|part| !part.is_drawn && !part.logits.is_empty()) {
+            let rows = self.backend.rows_to_host(workspace.logits(), part.logits.clone())?;
+            drawn.logits.extend(rows);
+        }
+        Ok(Some(drawn))
     }
 
     /// Writes the step's rows: tokens, positions, pages. A sequence that gets no
@@ -433,15 +439,17 @@ impl<B: VisionBackend> Engine<B> {
             let logits = sequence.logit_rows(count);
             let first_logit = step.logit_rows.len();
             step.logit_rows.extend(logits.clone().map(|i| (row + i) as u32));
-            step.draws.extend(sequence.draw().filter(|_| !logits.is_empty()));
+            let draw = sequence.draw();
+            // The device chooses for all rows or for none; what nobody asked for is cheap.
+            step.draws.extend(logits.clone().map(|_| draw.unwrap_or(Draw::LARGEST)));
             parts.push(Part {
                 sequence: index,
                 rows: row..row + count,
                 logits: first_logit..first_logit + logits.len(),
+                is_drawn: draw.is_some(),
             });
         }
-        // One row whose logits the host must see brings them all.
-        if step.draws.len() < step.logit_rows.len() {
+        if !parts.iter().any(|part| part.is_drawn) {
             step.draws.clear();
         }
         parts
@@ -449,13 +457,19 @@ impl<B: VisionBackend> Engine<B> {
 
     fn distribute(&self, core: &mut Core<B>, parts: &[Part], drawn: &Drawn) {
         let vocab = self.model.config().vocab_size;
+        let mut logits = &drawn.logits[..];
         for part in parts {
             let sequence = &mut core.scheduler.running[part.sequence];
             sequence.commit(&self.backend, &mut core.cache, part.rows.len());
-            let Range { start, end } = part.logits;
-            let outcome = match drawn {
-                Drawn::Tokens(tokens) => Outcome::Token(tokens[start..end].last().copied()),
-                Drawn::Logits(logits) => Outcome::Logits(&logits[start * vocab..end * vocab]),
+            let outcome = match &drawn.tokens {
+                Some(tokens) if part.is_drawn => {
+                    Outcome::Token(tokens[part.logits.clone()].last().copied())
+                }
+                _ => {
+                    let (rows, others) = logits.split_at(part.logits.len() * vocab);
+                    logits = others;
+                    Outcome::Logits(rows)
+                }
             };
             let filled = sequence.fill(&self.backend, &mut core.cache);
             if let Err(error) = filled.and_then(|()| sequence.advance(outcome, vocab)) {

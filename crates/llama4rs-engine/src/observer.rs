@@ -14,6 +14,8 @@ pub(crate) struct Part {
     pub rows: Range<usize>,
     /// Rows of the logits.
     pub logits: Range<usize>,
+    /// Whether the device may choose the token.
+    pub is_drawn: bool,
 }
 
 /// Notes experts, and stops a step that nobody waits for any more.

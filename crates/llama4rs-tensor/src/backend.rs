@@ -10,7 +10,9 @@
 //! however many threads run.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
+use crate::check::require;
 use crate::kv::{KvGeometry, KvSpan, PageForm, PageId, Slot};
 use crate::{Bytes, Draw, Error, PackedMatrix, Result};
 
@@ -107,6 +109,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn upload(&self, values: &[f32], cols: usize) -> Result<Self::Tensor>;
     /// All values of `x`, row-major.
     fn to_host(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Some rows of `x`.
+    fn rows_to_host(&self, x: &Self::Tensor, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (count, cols) = self.shape(x);
+        let fits = rows.start <= rows.end && rows.end <= count;
+        require(fits, "rows_to_host", || format!("some of {count} rows"), || format!("{rows:?}"))?;
+        Ok(self.to_host(x)?[rows.start * cols..rows.end * cols].to_vec())
+    }
     /// `(rows, cols)` of `x`.
     fn shape(&self, x: &Self::Tensor) -> (usize, usize);
     /// Brings a norm's weights to the device.

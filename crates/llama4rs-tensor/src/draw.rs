@@ -16,6 +16,9 @@ pub struct Draw {
 }
 
 impl Draw {
+    /// Takes the largest logit.
+    pub const LARGEST: Self =
+        Self { random: 0, temperature: 0.0, top_p: 1.0, min_p: 0.0, top_k: 0 };
     /// What stands for a token where a logit is no finite number.
     pub const NO_TOKEN: u32 = u32::MAX;
 
