@@ -11,18 +11,13 @@ from typing import Any
 import pytest
 
 import llama4rs
-from chain_model import MAX_CONTEXT, SCRIPT, make_chain_model
+from chain_model import MAX_CONTEXT, SCRIPT
 from llama4rs import AsyncTextStream, Llama4, RequestError, Session, SessionError
 from llama4rs.session_additions import added
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
 ENDLESS: dict[str, Any] = {"temperature": 0, "max_tokens": 10**6, "ignore_eos": True}
 BOOK = "Once upon a time there was a little dog who lived in a big house. " * 20
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Llama4:
-    return Llama4(make_chain_model(tmp_path_factory.mktemp("chain")), threads=2)
 
 
 @pytest.fixture(scope="module")
