@@ -56,7 +56,11 @@ class PromptEncoder:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; a `TokenizerError` if there is none."""
+        """The tokenizer.
+
+        Raises:
+            TokenizerError: There is none.
+        """
         if self._tokenizer is None:
             raise TokenizerError(
                 f"the model in {self._folder} has no tokenizer\n"
@@ -87,6 +91,11 @@ class PromptEncoder:
 
         Images of a text that marks no place for them come first. Token ids have a place for each,
         or are expanded already. A text gets BOS, unless `bos` says that it goes on with another.
+
+        Raises:
+            RequestError: An empty prompt, a batch, or a number that cannot be a token id.
+            TokenizerError, ChatTemplateError, ImageError: As for `Llama4.generate`.
+            TypeError: Tools or images in a place where they cannot be.
         """
         if is_batch(prompt):
             raise RequestError("a batch in a batch" if prompt else "a prompt is empty")

@@ -52,7 +52,11 @@ class OutOfMemoryError(Llama4Error, MemoryError):
 
 @contextmanager
 def option_errors() -> Iterator[None]:
-    """Turns the builtin errors of the core about an option's value into `RequestError`."""
+    """Turns the builtin errors of the core about an option's value into `RequestError`.
+
+    Raises:
+        RequestError: In place of a ``ValueError`` or ``OverflowError``.
+    """
     try:
         yield
     except Llama4Error:

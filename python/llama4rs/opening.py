@@ -23,7 +23,11 @@ _DEVICE_SHARE = 0.85
 
 
 def generation_defaults(folder: Path) -> SamplingParams:
-    """The options in ``generation_config.json``, the package's own where there is none."""
+    """The options in ``generation_config.json``, the package's own where there is none.
+
+    Raises:
+        CheckpointError: The file is damaged, or a value is out of range.
+    """
     path = folder / "generation_config.json"
     try:
         values = json.loads(path.read_text("utf-8-sig"))

@@ -104,8 +104,9 @@ class Session:
         parse_special: bool = True,
         progress: Progress | bool = False,
     ) -> int:
-        """As `append`, for ``await``. Cancelling the task leaves the session as it was; it ends
-        when the computing step that is running has ended, and the session is free then."""
+        """As `append`, with its arguments, for ``await``. Cancelling the task leaves the session as
+        it was; it ends when the computing step that is running has ended, and the session is free
+        then. `progress` is called in another thread."""
         interruption = Interruption()
         arguments = (piece, images, tools, parse_special, progress, interruption)
         return await in_thread(lambda: self._append(*arguments), interruption.set)
@@ -152,10 +153,13 @@ class Session:
         skip_special: bool = True,
         **options: Unpack[SamplingOptions],
     ) -> SessionStream:
-        """As `generate`, handing out the text while it is written.
+        """As `generate`, with its arguments, handing out the text while it is written.
 
         The session is busy until the stream ends or is closed, and grows then; when it is closed
         early, by what there was until then.
+
+        Raises:
+            As `generate`.
         """
         params = chosen_params(params, self._llm.defaults, options)
         with self._begun():
@@ -253,7 +257,15 @@ class Session:
     # ------------------------------------------------------------------------------- the session
 
     def fork(self, name: str) -> Session:
-        """Another session that begins like this one. It shares all keys and values so far."""
+        """Another session that begins like this one. It shares all keys and values so far.
+
+        Args:
+            name: Of the new session; see `Llama4.session`. It is saved only by `save`.
+
+        Raises:
+            RequestError: The name cannot be one.
+            SessionError: Another call is running.
+        """
         with self._alone():
             return Session(self._llm, name, self._state.copy())
 
@@ -262,14 +274,21 @@ class Session:
 
         Raises:
             RequestError: The model was opened without ``kv_dir``.
+            SessionError: Another call is running.
             OSError: It cannot be written.
         """
         with self._alone():
             self._llm._session_files().save(self.name, self._state)
 
     def delete(self) -> bool:
-        """Removes what is saved under this name; whether there was something. The session itself
-        goes on in memory."""
+        """Removes what is saved under this name. The session itself goes on in memory.
+
+        Returns:
+            Whether there was something.
+
+        Raises:
+            As `save`.
+        """
         with self._alone():
             return self._llm._session_files().delete(self.name)
 
@@ -297,8 +316,16 @@ class Session:
         return [*self._state.messages]
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """What the model expects after each token so far, ``float32 [tokens, vocab]``; everything
-        is computed again. For tests; see `Llama4.logits`."""
+        """What the model expects after each token so far; everything is computed again. For
+        evaluation and tests.
+
+        Returns:
+            Logits, ``float32 [tokens, vocab]``; see `Llama4.logits`.
+
+        Raises:
+            RequestError: The session is empty.
+            OutOfMemoryError: Keys, values and logits need more than ``kv_memory``.
+        """
         state = self._state
         with option_errors():
             return self._llm._engine.logits(state.token_ids, image_features=state.image_features)

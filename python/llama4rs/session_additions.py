@@ -72,7 +72,13 @@ def added_messages(
     answer: bool,
 ) -> Addition:
     """Messages in the chat format, without what is there already; with `answer`, up to where
-    the assistant's message begins."""
+    the assistant's message begins.
+
+    Raises:
+        RequestError: Tools after the first messages.
+        ChatTemplateError: A malformed conversation, or a template that cannot go on.
+        ImageError: Not an image.
+    """
     from .chat_template import image_parts, normalize_messages
 
     before = state.messages

@@ -192,12 +192,14 @@ class Interruption:
         self._is_set = False
 
     def begin(self, request: Request) -> None:
+        """Says which request that is."""
         with self._lock:
             self._request = request
             if self._is_set:
                 request.cancel()
 
     def set(self) -> None:
+        """Cancels it, now or when it begins."""
         with self._lock:
             self._is_set = True
             if self._request is not None:

@@ -32,6 +32,9 @@ def normalize(
     Returns:
         An array of the same shape, float32 that are exact bfloat16 values.
 
+    Raises:
+        ValueError: An unknown flavour.
+
     >>> normalize(np.array([0, 127, 255], dtype=np.uint8).reshape(1, 3, 1, 1)).ravel().tolist()
     [-1.0, -0.00390625, 1.0]
     """

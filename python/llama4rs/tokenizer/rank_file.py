@@ -34,7 +34,11 @@ def special_names() -> list[str]:
 
 
 def parse_ranks(path: Path, data: bytes) -> list[bytes]:
-    """Token bytes in rank order. Every message names the line."""
+    """Token bytes in rank order.
+
+    Raises:
+        TokenizerError: Not such a file, a damaged or incomplete one, or Llama 3's; names the line.
+    """
     by_rank: dict[int, bytes] = {}
     seen: dict[bytes, int] = {}
     for number, line in enumerate(data.split(b"\n"), start=1):
