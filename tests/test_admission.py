@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import llama4rs
 from conftest import MakeCheckpoint
+from draining import drain
 from llama4rs._llama4rs import Engine, Request
 from llama4rs.errors import OutOfMemoryError, RequestError
 from llama4rs.planning.budget import kv_memory, parse_bytes
@@ -63,15 +64,6 @@ def peak_bytes(engine: Engine, tokens: int, step_tokens: int = STEP) -> int:
         pages = sum(-(-(b - a) // PAGE) for a, b in zip(begins, ends, strict=True))
         most = max(most, pages)
     return layer * (most * shape.chunked_layers + -(-tokens // PAGE) * shape.global_layers)
-
-
-def drain(request: Request) -> list[int]:
-    """Token ids of a request, driving the engine until it ends."""
-    tokens = []
-    while (event := request.next()) is not None:
-        if event.token_id is not None:
-            tokens.append(event.token_id)
-    return tokens
 
 
 @dataclass

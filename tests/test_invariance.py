@@ -13,20 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import MakeCheckpoint
-from llama4rs._llama4rs import Engine, Request
+from draining import drain
+from llama4rs._llama4rs import Engine
 from oracle.configs import TEXT
 from oracle.prompts import text_prompts
 
 CONFIGS = ["scout_like", "odd_sizes", "top2"]
-
-
-def drain(request: Request) -> list[int]:
-    """Token ids of a request, driving the engine until it ends."""
-    tokens = []
-    while (event := request.next()) is not None:
-        if event.token_id is not None:
-            tokens.append(event.token_id)
-    return tokens
 
 
 @cache

@@ -49,6 +49,13 @@ def test_keys_and_values_of_scout(context: str, gib: float) -> None:
     assert plan(context=context, kv_cache="f32", batch=4).kv_bytes == gib * GIB * 8
 
 
+def test_kept_prefixes_are_bytes() -> None:
+    found = [plan(prefix_cache_bytes=size).components for size in ("2GiB", 2 * GIB, None)]
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(RequestError, match="prefix_cache_bytes is a number of bytes"):
+        plan(prefix_cache_bytes=-1)
+
+
 @pytest.mark.parametrize(
     ("preset", "weights", "gigabytes"),
     [

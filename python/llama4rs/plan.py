@@ -159,7 +159,7 @@ def plan(
     kv_cache: str | None = None,
     threads: int | None = None,
     step_tokens: int | None = None,
-    prefix_cache_bytes: int | None = None,
+    prefix_cache_bytes: int | str | None = None,
     kv_memory: int | str | None = None,
     probe: bool = True,
 ) -> Plan:
@@ -245,7 +245,7 @@ def _plan(
     kv_cache: str | None = None,
     threads: int | None = None,
     step_tokens: int | None = None,
-    prefix_cache_bytes: int | None = None,
+    prefix_cache_bytes: int | str | None = None,
     kv_memory: int | str | None = None,
     probe: bool = True,
     held_bytes: int = 0,
@@ -266,9 +266,9 @@ def _plan(
         )
     kv_format = _kv_format(kv_cache, sizes.weights)
     per_sequence = sum(kv_bytes(sizes.shape, tokens, kv_format).values())
-    at_once, kept = min(batch, MAX_SEQUENCES), prefix_cache_bytes
-    if kept is None:
-        kept = PREFIX_CACHE_BYTES
+    at_once, kept = min(batch, MAX_SEQUENCES), PREFIX_CACHE_BYTES
+    if prefix_cache_bytes is not None:
+        kept = parse_bytes("prefix_cache_bytes", prefix_cache_bytes, least=0)
     if kv_memory is not None:
         kv_memory = parse_bytes("kv_memory", kv_memory)
         at_once = min(at_once, max(1, kv_memory // per_sequence))

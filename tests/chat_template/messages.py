@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import settings
 
+from llama4rs.chat_template import ChatTemplate
 from llama4rs.tokenizer import Tokenizer
 
 RELAXED = settings(deadline=None, max_examples=150)
@@ -87,3 +88,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 
 def joint_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return tokenizer.encode(prompt, parse_special=True)
+
+
+def render(*messages: dict[str, Any], **options: Any) -> str:
+    return ChatTemplate().render(list(messages), **options)

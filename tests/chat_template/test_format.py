@@ -21,15 +21,12 @@ from .messages import (
     WEATHER_TEXT,
     assistant,
     block,
+    render,
     system,
     text,
     tool,
     user,
 )
-
-
-def render(*messages: dict[str, Any], **options: Any) -> str:
-    return ChatTemplate().render(list(messages), **options)
 
 
 def test_turns() -> None:
