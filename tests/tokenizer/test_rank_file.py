@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from llama4rs.errors import TokenizerError
 from llama4rs.tokenizer import Tokenizer
 
-from .small import rank_lines, saved, write_model
+from .small import rank_lines, saved, small_backend, write_model
 
 
 def test_small_model(tmp_path: Path) -> None:
@@ -81,6 +82,15 @@ def test_other_json_tokenizers_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(TokenizerError, match=f"a {kind} tokenizer that is not byte-level"):
             Tokenizer.from_file(saved(Backend(model), path))
+
+
+def test_a_file_that_the_library_panics_on(tmp_path: Path) -> None:
+    path = saved(small_backend(), tmp_path / "tokenizer.json")
+    data = json.loads(path.read_bytes())
+    data["model"]["continuing_subword_prefix"] = "longer than a token"
+    path.write_text(json.dumps(data))
+    with pytest.raises(TokenizerError, match=r"not a tokenizer\.json that can be read"):
+        Tokenizer.from_file(path)
 
 
 def test_missing(tmp_path: Path) -> None:
