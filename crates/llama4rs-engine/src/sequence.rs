@@ -224,7 +224,7 @@ impl Sequence {
 
     /// Which of the next `count` rows must give logits.
     pub fn logit_rows(&self, count: usize) -> std::ops::Range<usize> {
-        let completes = count == self.pending().len();
+        let completes = self.kv.len() + count == self.tokens.len();
         match (self.keep_logits, completes && self.max_len > self.prompt_len) {
             (true, _) => 0..count,
             (false, true) => count - 1..count,
