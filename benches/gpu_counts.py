@@ -7,7 +7,7 @@ sectors    bytes asked for over the bytes of the sectors touched: 1 when whole s
 conflicts  passes over the banks of shared memory over the fewest that would do
 issue      instructions of a warp for each 512 bytes of weights, keys or values; 132 multiprocessors
            with four schedulers at 1.7 GHz issue 107 while 4.3 TB/s bring as much. Instructions are
-           PTX: machine code has about as many
+           PTX, of which machine code has fewer, and what surrounds the loops counts, too
 
 From registers and shared memory as `kernels/resources.txt` has them (sm_90a) follows how many
 blocks stay on a multiprocessor, and how many bytes are on their way at Scout's full sizes. 4.8 TB/s
@@ -64,8 +64,8 @@ def operations(probe: GpuProbe) -> Iterator[tuple[str, Callable[[], dict[str, An
     for tokens in (1, 8, 16):
         yield product("qkv, o", WEIGHTS, 4, 512, 5120, tokens)
         yield product("down", WEIGHTS, 4, 512, 8192, tokens)
-        experts = lambda t=tokens: probe.experts(WEIGHTS, 1, t, 5120, 512, rounds=0)  # noqa: E731
-        yield f"experts {WEIGHTS}, {tokens} tokens", experts, 3 * 512 * 5120 / 2
+        experts = lambda t=tokens: probe.experts(WEIGHTS, 1, t, 5120, 2048, rounds=0)  # noqa: E731
+        yield f"experts {WEIGHTS}, {tokens} tokens", experts, 3 * 2048 * 5120 / 2
     yield product("lm_head", "int8/g128", 8, 512, 5120, 1)
     for tokens in (64, 256):
         yield product("down", WEIGHTS, 4, 256, 8192, tokens)

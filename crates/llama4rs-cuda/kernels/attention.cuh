@@ -35,6 +35,7 @@ struct AttendArgs {
   float *parts;        // decode: [items][heads][splits][D + 4]: sums, maximum, sum of weights
   u32 heads, kv_heads, splits, layer;
   float scale_log2;    // scale / ln 2
+  u32 ranges, range_splits; // attend_prefill_parts: how many ranges of keys, splits of each
 };
 
 template <u32 D> struct PageShape {
@@ -204,6 +205,7 @@ template <u32 TILES> struct Sums {
         scaled[i] = bf16_pack(low * f16_low(s), high * f16_high(s));
       }
     }
+    uint4 both[4];
     // Four tiles are 4 neighbouring channels in each column.
 #pragma unroll
     for (u32 n = 0; n < TILES; n += 4) {
@@ -219,11 +221,18 @@ template <u32 TILES> struct Sums {
           mma_bf16(out[n + i], scaled, b0, b1);
         }
       } else {
+        // A warp with whole halves of the channels reads both quarters at once: 16 bytes a lane hit all banks.
         uint2 v[4];
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
           u32 key = step * 16 + t * 4 + i;
-          v[i] = *(const uint2 *)(page + PageShape<D>::EXACT / 2 + key * D * 2 + ((half * 8 + g) ^ t * 2) * 16 + quarter * 8);
+          const u8 *unit = page + PageShape<D>::EXACT / 2 + key * D * 2 + ((half * 8 + g) ^ t * 2) * 16;
+          if constexpr (TILES % 8 == 0) {
+            if (quarter == 0) both[i] = *(const uint4 *)unit;
+            v[i] = quarter ? make_uint2(both[i].z, both[i].w) : make_uint2(both[i].x, both[i].y);
+          } else {
+            v[i] = *(const uint2 *)(unit + quarter * 8);
+          }
         }
         mma_bf16(out[n], scaled, __byte_perm(v[0].x, v[1].x, 0x5410), __byte_perm(v[2].x, v[3].x, 0x5410));
         mma_bf16(out[n + 1], scaled, __byte_perm(v[0].x, v[1].x, 0x7632), __byte_perm(v[2].x, v[3].x, 0x7632));

@@ -5,20 +5,26 @@
 // query heads of a kv head. Every warp multiplies its 16 rows with each page that one of them sees.
 // Shared memory (dynamic): RING pages of 4 * D * 64 bytes, and WARPS * 32 * (D / 2 + 4) * 4 for merged splits.
 // Later tiles see more pages, so they come first.
+// attend_prefill_parts: few rows over many keys, whose tiles alone would leave most of the device idle; one
+// item, blocks (tiles * ranges, kv heads), a range being `range_splits` splits. What a split sums up for row i
+// goes to parts [i], as from attend_decode, and attend_decode_merge merges it in the same order as here.
 // Bytes: the pages a tile sees once, mostly from L2. Operations: 4 * D * keys seen, in whole pages, a row.
 
-template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const AttendArgs &args) {
-  constexpr u32 TILES = D / 8, ROWS = WARPS * 16;
+template <u32 D, u32 WARPS, u32 RING, bool SEALABLE, bool PARTS> DEVICE void prefill(const AttendArgs &args) {
+  constexpr u32 TILES = D / 8, ROWS = WARPS * 16, PART = D + 4;
   DYNAMIC_SHARED(shared);
   AttendItem item = args.items[blockIdx.z];
   u32 head = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
   u32 group = args.heads / args.kv_heads, rows = item.rows * group;
-  u32 tile = gridDim.x - 1 - blockIdx.x;
+  u32 tile = gridDim.x - 1 - blockIdx.x, range = 0;
+  if (PARTS) range = blockIdx.x % args.ranges, tile = blockIdx.x / args.ranges;
   if (tile * ROWS >= rows) return;
   u32 row[2] = {tile * ROWS + warp * 16 + g, tile * ROWS + warp * 16 + g + 8};
   u32 last_row = min(tile * ROWS + ROWS, rows) - 1;
   u32 keys = item.visible + last_row / group; // that some row sees
-  u32 pages = ceil_div(keys, PAGE);
+  u32 first = PARTS ? range * args.range_splits * SPLIT_PAGES : 0, pages = ceil_div(keys, PAGE);
+  if (PARTS) pages = min(pages, first + args.range_splits * SPLIT_PAGES);
+  if (first >= pages) return;
   // The last row of this warp decides which pages it must look at; a warp without rows looks at none.
   u32 warp_first = tile * ROWS + warp * 16;
   u32 warp_pages = warp_first < rows ? ceil_div(item.visible + min(warp_first + 15, rows - 1) / group, PAGE) : 0;
@@ -29,7 +35,7 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const A
   };
 #pragma unroll
   for (u32 i = 0; i < RING - 1; i++) {
-    if (i < pages) copy(i);
+    if (first + i < pages) copy(first + i);
     copy_commit();
   }
   const u16 *from[2];
@@ -49,6 +55,24 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const A
   float *merged = (float *)(shared + RING * PageShape<D>::EXACT) + threadIdx.x;
   constexpr u32 STRIDE = WARPS * WARP;
   bool any_merged = false;
+  auto leave_split = [&](u32 split) {
+    sums.close();
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+      if (row[i] >= rows) continue;
+      u64 item_of_row = row[i] / group, of_head = head * group + row[i] % group;
+      float *part = args.parts + ((item_of_row * args.heads + of_head) * args.splits + split) * PART;
+#pragma unroll
+      for (u32 n = 0; n < TILES; n += 4)
+#pragma unroll
+        for (u32 column = 0; column < 2; column++)
+          *(float4 *)(part + n / 8 * 64 + t * 16 + column * 8 + n % 8) =
+            make_float4(sums.out[n][2 * i + column], sums.out[n + 1][2 * i + column],
+                        sums.out[n + 2][2 * i + column], sums.out[n + 3][2 * i + column]);
+      if (t == 0) *(float4 *)(part + D) = make_float4(sums.maximum[i], sums.weight[2 * i], 0, 0);
+    }
+    sums.clear();
+  };
   auto merge_split = [&] {
     sums.close();
 #pragma unroll
@@ -66,13 +90,16 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const A
   };
 
 #pragma unroll 1
-  for (u32 page = 0; page < pages; page++) {
+  for (u32 page = first; page < pages; page++) {
     copy_wait<RING - 2>();
     __syncthreads(); // the page is there, and the one before was read
     if (page + RING - 1 < pages) copy(page + RING - 1);
     copy_commit();
     if (page >= warp_pages) continue;
-    if (page > 0 && page % SPLIT_PAGES == 0) merge_split();
+    if (page > first && page % SPLIT_PAGES == 0) {
+      if constexpr (PARTS) leave_split(page / SPLIT_PAGES - 1);
+      else merge_split();
+    }
     const u8 *data = shared + page % RING * PageShape<D>::EXACT;
     bool sealed = SEALABLE && is_sealed(args.pages[item.first_page + page]);
     float score[8][4] = {};
@@ -116,7 +143,11 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const A
     }
   }
   copy_wait<0>();
-  if (warp_pages == 0) return;
+  if (warp_pages <= first) return;
+  if constexpr (PARTS) {
+    leave_split((min(warp_pages, pages) - 1) / SPLIT_PAGES);
+    return;
+  }
   merge_split();
 
 #pragma unroll
@@ -140,9 +171,12 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE> DEVICE void prefill(const A
 
 // Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES=.
 KERNEL_OCCUPANCY(256, 1) attend_prefill(const __grid_constant__ AttendArgs args) {
-  prefill<HEAD_DIM, 8, 2, SEALED_PAGES>(args);
+  prefill<HEAD_DIM, 8, 2, SEALED_PAGES, false>(args);
 }
 // For devices with less shared memory.
 KERNEL_OCCUPANCY(128, 1) attend_prefill_small(const __grid_constant__ AttendArgs args) {
-  prefill<HEAD_DIM, 4, 2, SEALED_PAGES>(args);
+  prefill<HEAD_DIM, 4, 2, SEALED_PAGES, false>(args);
+}
+KERNEL_OCCUPANCY(128, 2) attend_prefill_parts(const __grid_constant__ AttendArgs args) {
+  prefill<HEAD_DIM, 4, 2, SEALED_PAGES, true>(args);
 }

@@ -20,6 +20,10 @@ const SPLIT_PAGES: usize = 4;
 const MOST_GROUP: usize = 16;
 /// Spans of at most so many rows are computed row by row, their keys in splits side by side.
 const FEW_ROWS: usize = 16;
+/// Rows of queries of a block of `attend_prefill_parts`.
+const PART_TILE: usize = 64;
+/// Most bytes of parts of one launch: a span of many rows over very many keys takes several.
+const MOST_PART_BYTES: usize = 256 << 20;
 /// Pages in shared memory: decode, prefill.
 const RINGS: [usize; 2] = [3, 2];
 
@@ -45,16 +49,57 @@ struct Work {
     singles: Vec<Item>,
     /// Items of many rows for prefill.
     spans: Vec<Item>,
+    /// Items of rows over so many keys that these are shared out, too.
+    parted: Vec<Parted>,
     /// Most keys of a single row, most rows of a span.
     most_keys: usize,
     most_rows: usize,
     covered: usize,
 }
 
+/// A launch of `attend_prefill_parts`.
+struct Parted {
+    /// Where its item is, and then one for each row.
+    item: usize,
+    rows: usize,
+    splits: usize,
+    ranges: usize,
+}
+
+/// What decides how spans are cut.
+#[derive(Clone, Copy)]
+struct Sizes {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    multiprocessors: usize,
+}
+
+impl Sizes {
+    /// Blocks of `rows` rows of a span.
+    fn tiles(self, rows: usize) -> usize {
+        (rows * (self.heads / self.kv_heads)).div_ceil(PART_TILE) * self.kv_heads
+    }
+
+    fn splits(keys: usize) -> usize {
+        keys.div_ceil(PAGE_TOKENS * SPLIT_PAGES)
+    }
+
+    /// Values of a part.
+    fn part(self) -> usize {
+        self.head_dim + 4
+    }
+}
+
 impl Work {
-    fn of(pool: &KvPages, spans: &[KvSpan]) -> Self {
+    fn of(pool: &KvPages, spans: &[KvSpan], sizes: Sizes) -> Self {
         let mut work = Self::default();
         let mut addresses = Vec::new();
+        let many = spans.iter().map(|span| span.rows.len()).filter(|&rows| rows > FEW_ROWS);
+        let blocks: usize = many.map(|rows| sizes.tiles(rows)).sum();
+        // How many ranges of keys would keep every processor busy.
+        let wanted = (4 * sizes.multiprocessors).checked_div(blocks).unwrap_or(1);
+        let mut parted: Vec<(Vec<Item>, usize, usize)> = Vec::new();
         for span in spans.iter().filter(|span| !span.rows.is_empty()) {
             let first_page = (addresses.len() / 2) as u32;
             let rows = span.rows.len();
@@ -68,6 +113,16 @@ impl Work {
                 let single = |i| item(span.rows.start + i, 1, span.visible + i);
                 work.singles.extend((0..rows).map(single));
                 work.most_keys = work.most_keys.max(seen);
+            } else if blocks < sizes.multiprocessors && Sizes::splits(seen) > 1 {
+                let splits = Sizes::splits(seen);
+                let most = MOST_PART_BYTES / (4 * sizes.heads * splits * sizes.part());
+                for first in (0..rows).step_by(most.max(1)) {
+                    let count = most.max(1).min(rows - first);
+                    let at = |i, rows| item(span.rows.start + i, rows, span.visible + i);
+                    let single = (first..first + count).map(|i| at(i, 1));
+                    let items = std::iter::once(at(first, count)).chain(single).collect();
+                    parted.push((items, splits, wanted.clamp(1, splits)));
+                }
             } else {
                 work.spans.push(item(span.rows.start, rows, span.visible));
                 work.most_rows = work.most_rows.max(rows);
@@ -75,6 +130,11 @@ impl Work {
             work.covered += rows;
         }
         work.list.extend(work.singles.iter().chain(&work.spans).flatten());
+        for (items, splits, ranges) in parted {
+            let (item, rows) = (work.list.len() / 4, items.len() - 1);
+            work.list.extend(items.iter().flatten());
+            work.parted.push(Parted { item, rows, splits, ranges });
+        }
         work.pages_at = work.list.len();
         work.list.extend(addresses);
         work
@@ -98,10 +158,15 @@ impl Cuda {
         let mut scratch = None;
         let halves = self.halves_of(queries, &mut scratch)?.address();
         out.resize(&self.gpu, rows, queries.cols())?;
+        let multiprocessors = self.info().multiprocessors as usize;
+        let sizes = Sizes { heads, kv_heads, head_dim, multiprocessors };
+        if heads == 0 {
+            return Ok(());
+        }
         let from = [address_of(pool), spans.as_ptr() as usize, spans.len(), rows];
         let work = self.gpu.once_a_step(from, || {
             pool.check_spans(rows, spans)?;
-            let work = Work::of(pool, spans);
+            let work = Work::of(pool, spans, sizes);
             let list = self.growing_list("spans", &work.list, work.pages_at)?;
             Ok((work, list))
         })?;
@@ -109,13 +174,17 @@ impl Cuda {
         if work.covered < rows {
             out.clear()?;
         }
-        if work.covered == 0 || heads == 0 {
+        if work.covered == 0 {
             return Ok(());
         }
         let halves_out = out.halves_mut(&self.gpu)?.address();
         out.keep_halves(work.covered == rows);
         let out = out.address();
-        let arguments = |first_item: usize, parts: u64, splits: usize| -> Result<[Argument; 1]> {
+        let arguments = |first_item: usize,
+                         parts: u64,
+                         splits: usize,
+                         [ranges, range_splits]: [usize; 2]|
+         -> Result<[Argument; 1]> {
             let fields = Structure::default()
                 .long(halves)
                 .long(list.offset(work.pages_at))
@@ -127,7 +196,9 @@ impl Cuda {
                 .size(kv_heads)?
                 .size(splits)?
                 .size(layer)?
-                .word((scale * std::f32::consts::LOG2_E).to_bits());
+                .word((scale * std::f32::consts::LOG2_E).to_bits())
+                .size(ranges)?
+                .size(range_splits)?;
             Ok([fields.argument()?])
         };
         let constants =
@@ -145,10 +216,10 @@ impl Cuda {
         if !work.singles.is_empty() {
             let count = work.singles.len();
             // The same grid while the text doubles; splits without keys end at once.
-            let splits = work.most_keys.div_ceil(PAGE_TOKENS * SPLIT_PAGES).next_power_of_two();
-            let len = count * heads * splits * (head_dim + 4);
+            let splits = Sizes::splits(work.most_keys).next_power_of_two();
+            let len = count * heads * splits * sizes.part();
             let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
-            let all = arguments(0, parts.address(), splits)?;
+            let all = arguments(0, parts.address(), splits, [0; 2])?;
             let shared = RINGS[0] * page_bytes;
             let blocks = [splits, kv_heads, count];
             self.launch(launch(&ATTENTION_DECODE, "attend_decode", shared, blocks, 128), &all)?;
@@ -164,7 +235,21 @@ impl Cuda {
             let tiles = (work.most_rows * (heads / kv_heads)).div_ceil(warps * 16);
             let blocks = [tiles, kv_heads, work.spans.len()];
             let launch = launch(&ATTENTION_PREFILL, kernel, shared(warps), blocks, warps * 32);
-            self.launch(launch, &arguments(work.singles.len(), 0, 0)?)?;
+            self.launch(launch, &arguments(work.singles.len(), 0, 0, [0; 2])?)?;
+        }
+        for &Parted { item, rows, splits, ranges } in &work.parted {
+            let len = rows * heads * splits * sizes.part();
+            let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
+            let range_splits = splits.div_ceil(ranges);
+            let ranges = splits.div_ceil(range_splits);
+            let all = |item| arguments(item, parts.address(), splits, [ranges, range_splits]);
+            let shared = RINGS[1] * page_bytes;
+            let blocks = [sizes.tiles(rows) / kv_heads * ranges, kv_heads, 1];
+            let kernel = launch(&ATTENTION_PREFILL, "attend_prefill_parts", shared, blocks, 128);
+            self.launch(kernel, &all(item)?)?;
+            let blocks = [heads, rows, 1];
+            let merge = launch(&ATTENTION_DECODE, "attend_decode_merge", 0, blocks, head_dim);
+            self.launch(merge, &all(item + 1)?)?;
         }
         Ok(())
     }
