@@ -121,7 +121,8 @@ def test_graphs_change_no_bit(
 
 def test_a_decode_step_is_one_launch_and_one_wait(model: str, driver: Driver) -> None:
     engine = CudaEngine(model, weights="int4")
-    for options in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}):
+    drawn: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": 3}
+    for options in ({"temperature": 0.0}, drawn):
         request = engine.submit(PROMPTS["short"], max_tokens=20, stop_token_ids=[], **options)
         steps = []
         while True:
