@@ -68,6 +68,9 @@ def show(row: Row) -> None:
     text = f"{row['name']:50}"
     if "failed" in row:
         text += f" not measured: {row['failed']}"
+    elif "within" in row:
+        figures = {key: row[key] for key in row if key not in ("part", "name", "within")}
+        text += f" {'ok' if row['within'] else 'BEYOND'} {figures}"
     elif "ok" in row:
         more = {key: value for key, value in row.items() if key not in ("part", "name", "ok")}
         text += f" {'ok' if row['ok'] else 'WRONG'} {more or ''}"

@@ -102,7 +102,7 @@ def rows(probe: GpuProbe) -> Iterator[Row]:
             "issue": found["issue"] <= ISSUE_SLOTS or not bound or "last 64" in name,
         }
         bad = [key for key, fine in good.items() if not fine]
-        yield {"name": name, "ok": not bad, **found, "beyond": bad}
+        yield {"name": name, "within": not bad, **found, "beyond": bad}
     yield from (residence.row() for residence in RESIDENCES)
 
 
@@ -134,7 +134,7 @@ class Residence:
         starved = waves > 1 and 0 < last * self.bytes_under_way / MULTIPROCESSORS < IN_FLIGHT
         return {
             "name": f"residence: {self.name}",
-            "ok": under_way >= IN_FLIGHT and not (starved and waves < 2),
+            "within": under_way >= IN_FLIGHT and not (starved and waves < 2),
             "registers": registers,
             "resident": resident,
             "waves": round(waves, 2),
