@@ -32,6 +32,7 @@ demo: build ## the main job on the embedded demo model
 simulated-gpu: ## a libcuda that runs PTX on the CPU, for LD_LIBRARY_PATH=target/simulated-gpu
 	cargo build --release --quiet -p llama4rs-cuda-sim
 	mkdir -p target/simulated-gpu
+	rm -f target/simulated-gpu/libcuda.so.1 # programs that run go on with the old one
 	cp $${CARGO_TARGET_DIR:-target}/release/libllama4rs_cuda_sim.so target/simulated-gpu/libcuda.so.1
 	ln -sf libcuda.so.1 target/simulated-gpu/libcuda.so
 
