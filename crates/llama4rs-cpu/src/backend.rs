@@ -322,6 +322,20 @@ impl Backend for Cpu {
             .with(|scratch| experts::experts(self.how(), scratch, x, routing, weights, out))
     }
 
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        weights: &ExpertWeights<'_, PackedMatrix>,
+        _room: [&mut Tensor; 2],
+        out: &mut Tensor,
+    ) -> Result<()> {
+        require_experts("feed_forward", weights, 1, x.shape())?;
+        let &ExpertWeights { gate, up, down } = weights;
+        let weights = ExpertWeights { gate, up, down };
+        self.expert_scratch
+            .with(|scratch| experts::feed_forward(self.how(), scratch, x, weights, out))
+    }
+
     fn mixture(
         &self,
         x: &Tensor,
@@ -455,6 +469,11 @@ mod tests {
         refused(run(&narrow, 1, &shared[0]), "expected 19 columns, got (3, 20)");
         refused(run(&router, 1, gate), "expected 1 x [8, 20], got 2 x [8, 20]");
         refused(run(&router, 1, &shared[1]), "expected 1 x [8, 20], got 1 x [20, 8]");
+
+        let weights = ExpertWeights { gate: &shared[0], up: &shared[0], down: &shared[0] };
+        let room = &mut [(); 2].map(|()| cpu.empty());
+        let room = room.each_mut();
+        refused(cpu.feed_forward(&x, &weights, room, &mut out), "expected 1 x [20, 8]");
     }
 
     #[test]

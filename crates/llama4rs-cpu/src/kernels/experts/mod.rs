@@ -35,7 +35,7 @@ use gate_up::{panels_of_a_group, GateUp};
 use rows::{SortedRows, Sorting};
 use tasks::{cut, Task};
 
-/// Working memory of [`experts`] and [`mixture`].
+/// Working memory of [`experts`], [`feed_forward`] and [`mixture`].
 #[derive(Default)]
 pub struct ExpertScratch {
     sorting: Sorting,
@@ -65,6 +65,21 @@ pub fn experts(
     Ok(())
 }
 
+/// `out[t]` is the one expert of `weights` for every row of `x`; the shapes fit.
+pub fn feed_forward(
+    how: How<'_>,
+    scratch: &mut ExpertScratch,
+    x: &Tensor,
+    weights: ExpertWeights<'_, PackedMatrix>,
+    out: &mut Tensor,
+) -> Result<()> {
+    let ExpertScratch { shared: rows, tasks, .. } = scratch;
+    rows.pack_all(how, &weights, x)?;
+    out.resize(x.rows(), weights.down.rows())?;
+    run(how, tasks, [Side { weights, rows, out }]);
+    Ok(())
+}
+
 /// `out` is the shared expert and the routed ones of every row of `x`; the shapes fit.
 pub fn mixture(
     how: How<'_>,
@@ -75,8 +90,7 @@ pub fn mixture(
     out: &mut Tensor,
 ) -> Result<()> {
     let ExpertScratch { sorting, routed, shared, outputs, tasks } = scratch;
-    shared.take_all(x.rows(), how.0.tile_rows());
-    shared.pack(how, &shared_weights, x, |row| row, |_| 1.0)?;
+    shared.pack_all(how, &shared_weights, x)?;
     sorting.pack(how, routed, x, routing, &routed_weights)?;
     out.resize(x.rows(), shared_weights.down.rows())?;
     outputs.resize(routing.experts.len(), routed_weights.down.rows())?;
@@ -142,6 +156,17 @@ fn run<const N: usize>(
 }
 
 impl SortedRows {
+    /// Packs the rows of `x` as they are, all for the first expert.
+    fn pack_all(
+        &mut self,
+        how: How<'_>,
+        weights: &ExpertWeights<'_, PackedMatrix>,
+        x: &Tensor,
+    ) -> Result<()> {
+        self.take_all(x.rows(), how.0.tile_rows());
+        self.pack(how, weights, x, |row| row, |_| 1.0)
+    }
+
     /// Packs `scale(place) * x[row(place)]` and makes room for what comes of it.
     fn pack(
         &mut self,

@@ -134,9 +134,14 @@ proptest! {
                 .flat_map(|row| matmul_row(x.row(row), &Panels::of(&router, 0), arithmetic));
             let logits = Tensor::from_values(&logits.collect::<Vec<_>>(), num_experts).unwrap();
             let routing = cpus[0].route(&logits, top_k).unwrap();
-            let before = (0..rows).flat_map(|row| expert_row(x.row(row), 0, shared, arithmetic));
-            let expected = reference(&x, &routing, routed, before.collect(), arithmetic);
+            let dense: Vec<f32> = (0..rows)
+                .flat_map(|row| expert_row(x.row(row), 0, shared, arithmetic))
+                .collect();
+            let expected = reference(&x, &routing, routed, dense.clone(), arithmetic);
             for cpu in cpus {
+                let [mut gate, mut up, mut out] = [(); 3].map(|()| cpu.empty());
+                cpu.feed_forward(&x, &weights(shared), [&mut gate, &mut up], &mut out).unwrap();
+                assert_bits(&cpu.description(), &dense, out.values());
                 let (routed_to, got) = run_mixture(cpu, &x, &router, top_k, [shared, routed]);
                 prop_assert_eq!(&routed_to, &routing);
                 assert_bits(&cpu.description(), &expected, &got);
