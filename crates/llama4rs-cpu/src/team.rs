@@ -270,9 +270,16 @@ mod tests {
         let here = std::thread::current().id();
         let (front, back) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
         team.run(100, Order::BothEnds, &|task| {
-            std::thread::sleep(std::time::Duration::from_micros(50));
-            let mine = std::thread::current().id() == here;
-            if mine { &front } else { &back }.lock().unwrap().push(task);
+            if std::thread::current().id() != here {
+                back.lock().unwrap().push(task);
+                return;
+            }
+            // The first task waits for the helper, which may sleep.
+            let start = std::time::Instant::now();
+            while back.lock().unwrap().is_empty() && start.elapsed().as_secs() < 10 {
+                std::thread::yield_now();
+            }
+            front.lock().unwrap().push(task);
         });
         let (front, back) = (front.into_inner().unwrap(), back.into_inner().unwrap());
         assert!(!back.is_empty(), "the helper woke up");
