@@ -271,6 +271,26 @@ def test_mapped_pages_take_no_memory(path: str, kv_dir: Path) -> None:
     assert copying.kv_bytes_in_use() > 0
 
 
+@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK - 70])
+def test_the_same_prompt_again_computes_a_page_at_most(
+    path: str, kv_dir: Path, length: int
+) -> None:
+    """Also where the answer has gone on beyond the end of the prompt's chunk."""
+    reference, ids = Reference(path, weights="f32"), tokens("a", length)
+    for max_tokens in (2, 100):
+        engine = open_engine(path, kv_dir / str(max_tokens), prefix_cache_bytes=0)
+        in_memory = Engine(path, weights="f32", threads=1)
+        expected = reference.ask(ids, max_tokens)
+        assert ask(engine, ids, max_tokens) == (expected, 0)
+        assert ask(in_memory, ids, max_tokens) == (expected, 0)
+        later = open_engine(path, kv_dir / str(max_tokens), kv_read="copy", prefix_cache_bytes=0)
+        for again in (engine, in_memory, later):
+            for _ in range(2):
+                answer, cached = ask(again, ids, max_tokens)
+                assert answer == expected
+                assert length - cached <= PAGE
+
+
 def system_bytes_read() -> int:
     """What this process has read from files so far, as the system counts."""
     lines = Path("/proc/self/io").read_text().splitlines()

@@ -107,7 +107,7 @@ impl Scheduler {
         }
         let Self { waiting, running, blocked } = self;
         for mut sequence in running.extract_if(.., |sequence| sequence.has_ended()) {
-            sequence.persist(backend, cache, true);
+            sequence.persist(backend, cache);
             sequence.close();
             cache.release(sequence.kv);
             *blocked = false;

@@ -123,7 +123,8 @@ impl Sequence {
             return Ok(());
         }
         let prompt = &self.keys[..self.prompt_len - 1];
-        if self.keep_logits || cache.known(&mut self.kv, prompt) <= self.kv.len() {
+        let all = !self.kv.is_empty() && cache.known(&mut self.kv, prompt) <= self.kv.len();
+        if self.keep_logits || all {
             return Ok(());
         }
         cache.release(std::mem::replace(&mut self.kv, cache.sequence()));
@@ -161,11 +162,10 @@ impl Sequence {
 
     /// `count` tokens are stored now: counts them, and keeps full pages for others.
     pub fn commit<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, count: usize) {
-        cache.commit(&mut self.kv, count);
-        if self.filled_to == 0 {
-            cache.remember(&mut self.kv, &self.keys);
+        match self.filled_to {
+            0 => cache.advance(backend, &mut self.kv, &self.keys, count),
+            _ => cache.commit(&mut self.kv, count),
         }
-        self.persist(backend, cache, false);
     }
 
     /// Fills the pages of a prompt that is not computed, once what they repeat is there.
@@ -176,10 +176,10 @@ impl Sequence {
         }
     }
 
-    /// Stores full pages on disk; all of them at the `end`. Nobody may find pages that say nothing.
-    pub fn persist<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>, end: bool) {
+    /// Stores all full pages on disk at the end. Nobody may find pages that say nothing.
+    pub fn persist<B: Backend>(&mut self, backend: &B, cache: &mut KvCache<B>) {
         if self.filled_to == 0 {
-            cache.persist(backend, &mut self.kv, &self.keys, end);
+            cache.persist(backend, &mut self.kv, &self.keys, true);
         }
     }
 

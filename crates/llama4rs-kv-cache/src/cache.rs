@@ -8,7 +8,7 @@ use llama4rs_tensor::{
 
 use crate::allocator::PageAllocator;
 use crate::page_table::PageTable;
-use crate::persist::StoreState;
+use crate::persist::{chunked_in_tree, StoreState};
 use crate::prefix::{Inserted, NodePages, PrefixTree, TokenKey};
 use crate::store::{
     extend_chain, BytesRead, Interrupted, PageHash, PageSizes, ReadMode, Store, Text,
@@ -126,6 +126,9 @@ pub struct SequenceKv {
     pub(crate) chain: Vec<PageHash>,
     /// Pages before which everything is in the store, or was tried.
     pub(crate) persisted: usize,
+    /// Tokens after which somebody goes on who asks for the same: all but the last one of
+    /// the prompt.
+    pub(crate) resume: usize,
 }
 
 /// What a node of the prefix tree costs beside its pages, about.
@@ -299,6 +302,7 @@ impl<B: Backend> KvCache<B> {
             stored: Stored::Pages(0),
             chain: Vec::new(),
             persisted: 0,
+            resume: 0,
         }
     }
 
@@ -326,6 +330,7 @@ impl<B: Backend> KvCache<B> {
         interrupted: &mut dyn FnMut() -> bool,
     ) -> std::result::Result<usize, Interrupted> {
         debug_assert!(sequence.is_empty(), "only an empty sequence begins with stored pages");
+        sequence.resume = tokens.len();
         extend_chain(&mut sequence.chain, self.root, tokens);
         let text = Text::new(&sequence.chain, tokens);
         let found = self.prefixes.find(text);
@@ -342,15 +347,16 @@ impl<B: Backend> KvCache<B> {
             sequence.chunked.adopt(len, beginning.chunked);
         }
         sequence.len = len;
-        sequence.stored = Stored::Pages(count.min(found.len()));
+        let chunk = self.first_of_chunk(count);
+        let whole = chunk + chunked_in_tree(&found, chunk);
+        sequence.stored = Stored::Pages(count.min(found.len()).min(whole));
         sequence.persisted = count;
         self.remember(sequence, tokens);
         Ok(len)
     }
 
-    /// Stores the full pages of a sequence whose tokens are `tokens`, for later
-    /// sequences; call it after [`commit`](Self::commit).
-    pub fn remember(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) {
+    /// Keeps the full pages of a sequence whose tokens are `tokens` for later sequences.
+    pub(crate) fn remember(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) {
         if self.prefix_budget == 0 {
             return;
         }
@@ -365,11 +371,11 @@ impl<B: Backend> KvCache<B> {
             sequence.stored = match self.prefixes.insert(text, count, pages) {
                 Inserted::New => {
                     self.prefix_bytes += NODE_BYTES + self.page_bytes(pages);
-                    self.forget_chunk(text.hash(count + 1), end);
+                    self.leave_chunk(text, count + 1, sequence);
                     Stored::Pages(count + 1)
                 }
                 Inserted::Known => {
-                    self.release_pages(pages);
+                    self.restore_chunked(text, count, pages, sequence);
                     Stored::Pages(count + 1)
                 }
                 Inserted::Refused => {
@@ -383,6 +389,10 @@ impl<B: Backend> KvCache<B> {
 
     /// Forgets the page that was of no use for longest; `false`: there is none.
     fn evict(&mut self) -> bool {
+        if let Some(pages) = self.prefixes.evict_retired() {
+            self.release_chunked(pages);
+            return true;
+        }
         let Some(pages) = self.prefixes.evict() else { return false };
         self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
         self.release_pages(pages);
@@ -421,7 +431,11 @@ impl<B: Backend> KvCache<B> {
 
     /// The pages of a sequence that begin at token `start`, with one more owner.
     fn share_pages(&mut self, sequence: &SequenceKv, start: usize) -> NodePages {
-        let aligned = self.layout.chunk_pages().is_some();
+        // What was left behind is of use only where the prompt is asked again.
+        let number = start / PAGE_TOKENS;
+        let needed = number >= self.first_of_chunk(sequence.len / PAGE_TOKENS)
+            || self.resume_pages(sequence).contains(&number);
+        let aligned = self.layout.chunk_pages().is_some() && needed;
         let share = |pool: &mut Option<Pool<B>>, table: &PageTable| {
             let page = table.page_of(start)?;
             pool.as_mut().map(|pool| pool.allocator.share(page))
@@ -441,12 +455,46 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// At the end of a chunk, the chunked pages of its texts are of no more use.
-    fn forget_chunk(&mut self, last: PageHash, end: usize) {
-        let Some(chunk) = self.layout.chunk_size.filter(|chunk| end.is_multiple_of(*chunk)) else {
+    /// At the end of a chunk its chunked pages are of no more use to a text that goes on; those
+    /// from which its prompt can be asked again may go as soon as memory is needed.
+    fn leave_chunk(&mut self, text: Text<'_>, pages: usize, sequence: &SequenceKv) {
+        let Some(chunk) = self.layout.chunk_pages().filter(|chunk| pages.is_multiple_of(*chunk))
+        else {
             return;
         };
-        for page in self.prefixes.take_chunked(last, chunk / PAGE_TOKENS) {
+        let resume = self.resume_pages(sequence);
+        let mut first = pages - chunk;
+        if resume.start == first && !resume.is_empty() {
+            self.prefixes.retire(text.hash(resume.end), resume.len());
+            first = resume.end;
+        }
+        let forgotten = self.prefixes.take_chunked(text.hash(pages), pages - first);
+        self.release_chunked(forgotten);
+    }
+
+    /// Gives a node that the tree knows the chunked page that it has lost, if the prompt of
+    /// `sequence` can be asked again from there.
+    fn restore_chunked(
+        &mut self,
+        text: Text<'_>,
+        number: usize,
+        mut pages: NodePages,
+        sequence: &SequenceKv,
+    ) {
+        let resume = self.resume_pages(sequence);
+        if let Some(page) = pages.chunked.filter(|_| resume.contains(&number)) {
+            if self.prefixes.restore(text.hash(number + 1), page) {
+                pages.chunked = None;
+                self.prefix_bytes +=
+                    self.page_bytes(NodePages { global: None, chunked: Some(page) });
+                self.prefixes.retire(text.hash(number + 1), number + 1 - resume.start);
+            }
+        }
+        self.release_pages(pages);
+    }
+
+    fn release_chunked(&mut self, pages: Vec<PageId>) {
+        for page in pages {
             let pages = NodePages { global: None, chunked: Some(page) };
             self.prefix_bytes -= self.page_bytes(pages);
             self.release_pages(pages);

@@ -28,6 +28,7 @@ mod demand;
 mod page_table;
 mod persist;
 mod prefix;
+mod resume;
 pub mod store;
 
 pub use cache::{KvCache, KvLayout, KvStep, LayerKv, PoolKind, PoolStep, SequenceKv};

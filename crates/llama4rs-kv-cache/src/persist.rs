@@ -128,7 +128,7 @@ impl<B: Backend> KvCache<B> {
 
     /// The first page of the chunk in which a text goes on after `pages` pages; without
     /// chunks of whole pages `pages`.
-    fn first_of_chunk(&self, pages: usize) -> usize {
+    pub(crate) fn first_of_chunk(&self, pages: usize) -> usize {
         match (&self.chunked, self.layout.chunk_pages()) {
             (Some(_), Some(chunk)) => pages / chunk * chunk,
             _ => pages,
@@ -232,6 +232,11 @@ impl<B: Backend> KvCache<B> {
         let before = std::mem::replace(&mut sequence.persisted, pages);
         let outcome = self.write(backend, &mut store, sequence, text, before, end);
         self.store = Some(store);
+        self.note_outcome(outcome);
+    }
+
+    /// Takes note whether pages could be stored.
+    pub(crate) fn note_outcome(&mut self, outcome: store::Result<()>) {
         match outcome {
             Ok(()) => self.store_state = StoreState::Working,
             Err(error) if self.store_state == StoreState::Working => {
@@ -264,17 +269,32 @@ impl<B: Backend> KvCache<B> {
             kinds.push((PoolKind::Chunked, first));
         }
         for &(kind, floor) in &kinds {
-            store.write(kind, text, floor, &Held { backend, cache: self, sequence })?;
+            self.write_pool(backend, store, sequence, kind, text, floor)?;
         }
         if let Some(chunk) = self.layout.chunk_pages().filter(|_| self.chunked.is_some()) {
+            let resume = self.resume_pages(sequence).start;
             for start in (before / chunk * chunk..first).step_by(chunk) {
-                store.retire(PoolKind::Chunked, text.first(start + chunk), start);
+                if start != resume {
+                    store.retire(PoolKind::Chunked, text.first(start + chunk), start);
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Stores the pages of one pool from `floor` on, and lets files be their memory.
+    pub(crate) fn write_pool(
+        &mut self,
+        backend: &B,
+        store: &mut Store,
+        sequence: &SequenceKv,
+        kind: PoolKind,
+        text: Text<'_>,
+        floor: usize,
+    ) -> store::Result<()> {
+        store.write(kind, text, floor, &Held { backend, cache: self, sequence })?;
         if self.layout.mapped {
-            for (kind, floor) in kinds {
-                self.map_pages(backend, store, sequence, kind, text, floor);
-            }
+            self.map_pages(backend, store, sequence, kind, text, floor);
         }
         Ok(())
     }
@@ -370,7 +390,7 @@ impl SequenceKv {
 }
 
 /// Pages of the chunked layers in the tree, from page `first` on without a gap.
-fn chunked_in_tree(found: &[NodePages], first: usize) -> usize {
+pub(crate) fn chunked_in_tree(found: &[NodePages], first: usize) -> usize {
     let rest = found.get(first..).unwrap_or_default();
     rest.iter().take_while(|node| node.chunked.is_some()).count()
 }

@@ -10,9 +10,10 @@
 //! tokens before `n` are there, and the chunked pages of the tokens between the
 //! last chunk boundary and `n`. At a chunk boundary the chunked layers hold
 //! nothing, so global pages suffice. A node therefore keeps its chunked page
-//! only until the text has passed the end of that chunk.
+//! only until the text has passed the end of that chunk; where the prompt can be asked again
+//! from there, until memory is needed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use llama4rs_tensor::PageId;
 
@@ -71,6 +72,9 @@ pub(crate) struct PrefixTree {
     /// Nodes without children by last use: who goes first.
     leaves: BTreeSet<(u64, PageHash)>,
     clock: u64,
+    /// Chunked pages that go before any node does, the oldest first: of nodes that end there,
+    /// and so many before them.
+    retired: VecDeque<(PageHash, usize)>,
 }
 
 impl PrefixTree {
@@ -132,6 +136,35 @@ impl PrefixTree {
             id = node.parent;
         }
         taken
+    }
+
+    /// Gives the node that ends at `id` a chunked page; `false`: it has one.
+    pub fn restore(&mut self, id: PageHash, page: PageId) -> bool {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.pages.chunked.is_none()) else {
+            return false;
+        };
+        node.pages.chunked = Some(page);
+        true
+    }
+
+    /// Lets the chunked pages of node `last` and of the `count - 1` before it go when memory is
+    /// needed, before anything else.
+    pub fn retire(&mut self, last: PageHash, count: usize) {
+        let nodes = &self.nodes;
+        let held = |id: &PageHash| nodes.get(id).is_some_and(|node| node.pages.chunked.is_some());
+        self.retired.retain(|(id, _)| *id != last && held(id));
+        self.retired.push_back((last, count));
+    }
+
+    /// Takes the oldest retired pages out of the tree.
+    pub fn evict_retired(&mut self) -> Option<Vec<PageId>> {
+        while let Some((last, count)) = self.retired.pop_front() {
+            let taken = self.take_chunked(last, count);
+            if !taken.is_empty() {
+                return Some(taken);
+            }
+        }
+        None
     }
 
     /// Removes the leaf that was not used for longest.

@@ -39,14 +39,18 @@ fn text(tokens: usize) -> Vec<TokenKey> {
 
 /// Reads a text as a request does; returns how much of it was known.
 fn compute(backend: &Cpu, cache: &mut KvCache<Cpu>, keys: &[TokenKey]) -> usize {
+    answer(backend, cache, keys, keys.len())
+}
+
+/// Reads the `prompt` first tokens of a text, and writes the others; returns how much of the
+/// prompt was known.
+fn answer(backend: &Cpu, cache: &mut KvCache<Cpu>, keys: &[TokenKey], prompt: usize) -> usize {
     let mut kv = cache.sequence();
-    let known = cache.attach(backend, &mut kv, &keys[..keys.len() - 1], &mut || false).unwrap();
+    let known = cache.attach(backend, &mut kv, &keys[..prompt - 1], &mut || false).unwrap();
     while kv.len() < keys.len() {
-        let count = (keys.len() - kv.len()).min(100);
+        let count = prompt.saturating_sub(kv.len()).clamp(1, 100);
         cache.extend(backend, &mut kv, count, 0, &mut KvStep::default()).unwrap();
-        cache.commit(&mut kv, count);
-        cache.remember(&mut kv, keys);
-        cache.persist(backend, &mut kv, keys, false);
+        cache.advance(backend, &mut kv, keys, count);
     }
     cache.persist(backend, &mut kv, keys, true);
     cache.release(kv);
@@ -122,4 +126,60 @@ fn an_interruption_while_a_text_is_read_leaves_nothing_half_done() {
             assert_eq!(found, Ok(141 * PAGE_TOKENS));
         }
     }
+}
+
+/// The same prompt again computes its last page at most, wherever chunks end.
+#[test]
+fn the_same_prompt_again_computes_a_page_at_most() {
+    let backend = Cpu::new(Some(1)).unwrap();
+    let lengths = [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, 3 * CHUNK - 70];
+    for dtype in [KvDtype::F32, KvDtype::Int8] {
+        for prompt in lengths {
+            for more in [0, 1, 2, 100, CHUNK + 100] {
+                let keys = text(prompt + more);
+                let rest = |known: usize| prompt - 1 - known;
+                let mut memory = KvCache::new(&backend, layout(dtype), 1 << 30).unwrap();
+                assert_eq!(answer(&backend, &mut memory, &keys, prompt), 0);
+                for _ in 0..2 {
+                    let known = answer(&backend, &mut memory, &keys, prompt);
+                    assert!(rest(known) < PAGE_TOKENS, "{known} of {prompt} + {more}");
+                }
+                for read in [ReadMode::Map, ReadMode::Copy] {
+                    let dir = tempfile::tempdir().unwrap();
+                    let mut first = cache(&backend, dtype, dir.path(), read);
+                    answer(&backend, &mut first, &keys, prompt);
+                    for mut cache in [first, cache(&backend, dtype, dir.path(), read)] {
+                        let known = answer(&backend, &mut cache, &keys, prompt);
+                        assert!(
+                            rest(known) < PAGE_TOKENS,
+                            "{known} of {prompt} + {more}, {read:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pages that are kept for that go before anything else that is kept, and are kept again.
+#[test]
+fn pages_for_the_same_prompt_go_first() {
+    let backend = Cpu::new(Some(1)).unwrap();
+    let layout = layout(KvDtype::F32);
+    let page = |kind| layout.geometry(kind).page_bytes(PageForm::Exact);
+    let (global, chunked) = (page(PoolKind::Global), page(PoolKind::Chunked));
+    let mut cache = KvCache::new(&backend, layout.clone(), 1 << 30).unwrap();
+    let keys = text(CHUNK + 100);
+    answer(&backend, &mut cache, &keys, CHUNK);
+    // One page is after the chunk, three of the chunk are before the prompt's last page.
+    assert_eq!(cache.bytes_in_use(), 5 * global + (1 + 3) * chunked);
+    cache.set_budget(7 * global + 3 * chunked);
+    let other: Vec<_> = text(70).iter().map(|key| key + 7).collect();
+    answer(&backend, &mut cache, &other, 70);
+    assert_eq!(cache.bytes_in_use(), 6 * global + 2 * chunked);
+    cache.set_budget(usize::MAX);
+    assert_eq!(answer(&backend, &mut cache, &keys, CHUNK), 0);
+    assert_eq!(answer(&backend, &mut cache, &keys, CHUNK), CHUNK - PAGE_TOKENS);
+    // A text that goes on from the end of the chunk needs none of them.
+    assert_eq!(answer(&backend, &mut cache, &keys, CHUNK + 90), CHUNK + PAGE_TOKENS);
 }

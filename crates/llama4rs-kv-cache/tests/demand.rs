@@ -138,9 +138,7 @@ fn check(run: Run, files: Option<(&Path, ReadMode)>) -> Result<(), TestCaseError
         if leave % 5 == 1 {
             cache.rollback(kv);
         } else {
-            cache.commit(kv, count);
-            cache.remember(kv, keys);
-            cache.persist(&backend, kv, keys, false);
+            cache.advance(&backend, kv, keys, count);
         }
         if kv.len() == keys.len() || leave == 0 {
             let Running { mut kv, keys } = running.swap_remove(at);
