@@ -436,6 +436,44 @@ def test_a_disk_that_is_full_costs_nothing_but_the_files(path: str, kv_dir: Path
     subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], check=True, timeout=60)
 
 
+FULL_DISK_LONG_TEXT = """
+import resource, sys, warnings
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from kv_texts import ask, tokens
+from llama4rs import OutOfMemoryError
+from llama4rs._llama4rs import Engine
+
+path, kv_dir = sys.argv[1], Path(sys.argv[2])
+ids = tokens("ab", 8192 + 2500)
+engine = Engine(path, weights="f32", threads=1, kv_dir=kv_dir)
+for memory in range(1_000_000, 10_000_000, 50_000):
+    engine.set_kv_memory(memory)
+    try:
+        engine.submit(ids, max_tokens=1)
+    except OutOfMemoryError:
+        continue
+    break
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+warnings.simplefilter("ignore")
+for _ in range(2):
+    try:
+        ask(engine, ids, 1)
+        raise SystemExit(f"{memory} bytes are enough without the disk")
+    except OutOfMemoryError as error:
+        message = str(error)
+    for part in ("longer than kv_memory", "File too large", "ulimit -f", "put the disk right"):
+        assert part in message, message
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert len(ask(engine, ids, 1)[0]) == 1
+"""
+
+
+def test_a_disk_that_fails_under_a_text_longer_than_memory_is_told(path: str, kv_dir: Path) -> None:
+    arguments = [path, str(kv_dir), str(Path(__file__).parent)]
+    subprocess.run([sys.executable, "-c", FULL_DISK_LONG_TEXT, *arguments], check=True, timeout=120)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
 def test_a_directory_that_cannot_be_written_is_read(path: str, kv_dir: Path) -> None:
     ids = tokens("a", 300)

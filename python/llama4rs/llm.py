@@ -84,7 +84,8 @@ class Llama4:
         chat_template: A chat template or a Jinja file, to use in place of the model's own.
         prefix_cache_bytes: Most bytes of keys and values that are kept for later requests that
             begin with the same tokens, so that a conversation is computed once, ``"4GB"`` or a
-            number; None for 1 GiB, 0 for none. They make room when `kv_memory` is needed.
+            number; 0 for none. None for 1 GiB, and the text that was used last stays as a whole,
+            however long it is. They make room when `kv_memory` is needed.
         kv_dir: A directory for saved sessions, and for the keys and values of all texts, so that
             later requests and processes that begin with the same tokens need not compute them;
             made if need be, shared by any number of models and processes. It reveals the texts.
@@ -210,8 +211,11 @@ class Llama4:
             "step_tokens": step_tokens,
             "prefix_cache_bytes": prefix_cache_bytes,
         }
+        # Unless said, the text that was used last may take all that there is.
         self._prefix_cache_bytes = (
-            PREFIX_CACHE_BYTES if prefix_cache_bytes is None else prefix_cache_bytes
+            max(PREFIX_CACHE_BYTES, self._engine.kv_memory or 0)
+            if prefix_cache_bytes is None
+            else prefix_cache_bytes
         )
         self.config: Config = Config(json.loads(self._engine.config_json))
         """The model's configuration."""

@@ -21,13 +21,16 @@ pub(crate) struct Admission {
     vocab_size: usize,
     budget: AtomicUsize,
     maps_pages: AtomicBool,
+    /// Whether they do when the disk works.
+    may_map: AtomicBool,
 }
 
 impl Admission {
     /// Without a limit, for a cache without files.
     pub fn new(layout: KvLayout, step_tokens: usize, vocab_size: usize) -> Self {
-        let (budget, maps_pages) = (AtomicUsize::new(usize::MAX), AtomicBool::new(false));
-        Self { layout, step_tokens, vocab_size, budget, maps_pages }
+        let budget = AtomicUsize::new(usize::MAX);
+        let [maps_pages, may_map] = [false; 2].map(AtomicBool::new);
+        Self { layout, step_tokens, vocab_size, budget, maps_pages, may_map }
     }
 
     /// Bytes; `usize::MAX`: no limit.
@@ -43,17 +46,19 @@ impl Admission {
     /// Takes note whether full pages become mapped files now.
     pub fn look_at<B: Backend>(&self, cache: &KvCache<B>) {
         self.maps_pages.store(cache.maps_pages(), Ordering::Relaxed);
+        self.may_map.store(cache.layout().mapped, Ordering::Relaxed);
     }
 
-    fn layout(&self) -> KvLayout {
-        KvLayout { mapped: self.maps_pages.load(Ordering::Relaxed), ..self.layout.clone() }
+    fn layout(&self, mapped: &AtomicBool) -> KvLayout {
+        KvLayout { mapped: mapped.load(Ordering::Relaxed), ..self.layout.clone() }
     }
 
     /// Refuses a request that would not fit alone: `stored` tokens get keys and values,
-    /// and the logits of `kept_logits` tokens are kept.
+    /// and the logits of `kept_logits` tokens are kept. A disk that fails may work again until the
+    /// request's turn comes.
     pub fn check(&self, stored: usize, kept_logits: usize) -> Result<()> {
         let budget = self.budget();
-        let (layout, logits) = (self.layout(), self.logit_bytes(kept_logits));
+        let (layout, logits) = (self.layout(&self.may_map), self.logit_bytes(kept_logits));
         let need = |tokens| logits.saturating_add(layout.peak_bytes(tokens, self.step_tokens));
         let needed = need(stored);
         if needed <= budget {
@@ -81,7 +86,7 @@ impl Admission {
 
     /// What is left beside sequences that run.
     pub fn room<B: Backend>(&self, cache: &KvCache<B>, running: &[Sequence]) -> Room<'_> {
-        let demand = Demand::new(self.layout(), self.step_tokens);
+        let demand = Demand::new(self.layout(&self.maps_pages), self.step_tokens);
         let mut room = Room { admission: self, demand, logits: 0 };
         for sequence in running {
             room.add(cache, sequence);

@@ -33,6 +33,8 @@ pub struct Settings {
     pub kv_dtype: KvDtype,
     /// Bytes of pages that stay for later requests with the same beginning; 0: none.
     pub prefix_cache_bytes: usize,
+    /// Whether the text that was used last stays beyond that, while there is memory.
+    pub keep_last_text: bool,
 }
 
 /// A model and the requests that run on it; shared by reference between threads.
@@ -90,9 +92,13 @@ impl<B: VisionBackend> Engine<B> {
         let layout = model.kv_layout(settings.kv_dtype);
         let vocab_size = model.config().vocab_size;
         let admission = Admission::new(layout.clone(), settings.step_tokens, vocab_size);
+        let mut cache = KvCache::new(&backend, layout, settings.prefix_cache_bytes)?;
+        if settings.keep_last_text {
+            cache.keep_last_text();
+        }
         let core = Core {
             scheduler: Scheduler::default(),
-            cache: KvCache::new(&backend, layout, settings.prefix_cache_bytes)?,
+            cache,
             workspace: Workspace::new(&backend),
             step: Step::default(),
         };
@@ -374,6 +380,10 @@ impl<B: VisionBackend> Engine<B> {
         };
         let Core { scheduler, cache, .. } = core;
         cache.set_budget(self.admission.budget());
+        if scheduler.running.is_empty() {
+            // Whoever comes next tries again.
+            cache.trust_store();
+        }
         self.admission.look_at(cache);
         scheduler.reap(&self.backend, cache);
         scheduler.admit(limits, &self.admission, &self.backend, cache, interrupted)?;
@@ -425,7 +435,7 @@ impl<B: VisionBackend> Engine<B> {
             if let Err(error) =
                 cache.extend(&self.backend, &mut sequence.kv, count, row, &mut step.kv)
             {
-                sequence.fail(error.into());
+                sequence.fail(no_pages(error, cache));
                 continue;
             }
             sequence.start();
@@ -477,4 +487,16 @@ impl<B: VisionBackend> Engine<B> {
             }
         }
     }
+}
+
+/// Why a sequence that was let in gets no pages.
+fn no_pages<B: Backend>(error: llama4rs_tensor::Error, cache: &KvCache<B>) -> Error {
+    let error = error.into();
+    let Error::OutOfMemory(message) = &error else { return error };
+    let Some(problem) = cache.store_problem() else { return error };
+    Error::OutOfMemory(format!(
+        "{message}: the text is longer than kv_memory, and kv_dir cannot take its pages ({problem})\n\
+         hint: put the disk right and ask again: what was stored is not computed again; or open \
+         the model with a larger kv_memory or a smaller kv_cache format"
+    ))
 }

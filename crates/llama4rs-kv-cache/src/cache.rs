@@ -245,6 +245,7 @@ pub struct KvCache<B: Backend> {
     pub(crate) prefix_budget: usize,
     /// Most bytes of files.
     pub(crate) disk_budget: Option<u64>,
+    keeps_last_text: bool,
     /// Most bytes of pages in use.
     pub(crate) budget: usize,
     /// The hash at the beginning of every text.
@@ -263,6 +264,7 @@ impl<B: Backend> KvCache<B> {
             // Twice as much fits into a number.
             prefix_budget: prefix_budget.min(isize::MAX as usize),
             disk_budget: None,
+            keeps_last_text: false,
             budget: usize::MAX,
             root: PageHash::root(&[0; 32]),
             store: None,
@@ -271,6 +273,12 @@ impl<B: Backend> KvCache<B> {
             global: Pool::new(backend, layout.geometry(PoolKind::Global))?,
             layout,
         })
+    }
+
+    /// Lets the text that was used last stay as a whole, even beyond `prefix_budget`, as long
+    /// as nobody needs the memory.
+    pub fn keep_last_text(&mut self) {
+        self.keeps_last_text = true;
     }
 
     /// Limits the bytes of pages in use. Pages that are kept for later sequences make
@@ -333,8 +341,8 @@ impl<B: Backend> KvCache<B> {
         sequence.resume = tokens.len();
         extend_chain(&mut sequence.chain, self.root, tokens);
         let text = Text::new(&sequence.chain, tokens);
-        let found = self.prefixes.find(text);
-        let beginning = self.beginning(backend, text, &found, interrupted)?;
+        let mut found = self.prefixes.find(text);
+        let beginning = self.beginning(backend, text, &mut found, interrupted)?;
         let count = beginning.pages;
         if count == 0 {
             return Ok(0);
@@ -383,8 +391,23 @@ impl<B: Backend> KvCache<B> {
                     Stored::Lost
                 }
             };
-            while self.prefix_bytes > self.prefix_budget && self.evict() {}
+            while self.prefix_bytes > self.prefix_budget && self.evict_for_budget() {}
         }
+    }
+
+    /// Forgets a page because too many are kept; `false`: what is left stays.
+    fn evict_for_budget(&mut self) -> bool {
+        let last_text = self.keeps_last_text && self.prefixes.is_one_text();
+        !last_text && self.evict()
+    }
+
+    /// Forgets the page that was of no use for longest, but none of the text that was looked
+    /// for last; `false`: there is no other.
+    pub(crate) fn evict_older(&mut self) -> bool {
+        let Some(pages) = self.prefixes.evict_older() else { return false };
+        self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
+        self.release_pages(pages);
+        true
     }
 
     /// Forgets the page that was of no use for longest; `false`: there is none.

@@ -48,7 +48,11 @@ impl<B: Backend> KvCache<B> {
     /// Whether full pages become mapped files while a sequence runs: the store maps them,
     /// and it works.
     pub fn maps_pages(&self) -> bool {
-        self.layout.mapped && self.store.is_some() && self.store_state == StoreState::Working
+        let works = match self.store_state {
+            StoreState::Working => true,
+            StoreState::Failing { trusted, .. } => trusted,
+        };
+        self.layout.mapped && self.store.is_some() && works
     }
 }
 

@@ -28,12 +28,12 @@ pub(crate) struct Beginning {
 }
 
 /// Whether the last attempt to store pages was successful.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(crate) enum StoreState {
     #[default]
     Working,
-    /// Why it was not, until somebody was told.
-    Failing(Option<String>),
+    /// Why it was not, whether somebody was told, and whether the next is expected to be.
+    Failing { why: String, told: bool, trusted: bool },
 }
 
 /// A beginning of which the last pages of each kind come from files.
@@ -57,11 +57,11 @@ impl<B: Backend> KvCache<B> {
         &mut self,
         backend: &B,
         text: Text<'_>,
-        found: &[NodePages],
+        found: &mut Vec<NodePages>,
         interrupted: &mut dyn FnMut() -> bool,
     ) -> std::result::Result<Beginning, Interrupted> {
         let loaded = self.with_store(|cache, store| match store {
-            Some(store) => cache.load(store, text, found, interrupted),
+            Some(store) => cache.load(backend, store, text, found, interrupted),
             None => Ok(Loaded::nothing(cache.usable_in_tree(found))),
         })?;
         Ok(self.take_over(backend, found, loaded).unwrap_or_else(|_| {
@@ -135,12 +135,14 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Reads from files what the tree lacks.
+    /// Reads from files what the tree lacks. Where that takes memory, kept pages of other
+    /// texts make room; then `found` is what the tree still has.
     fn load(
-        &self,
+        &mut self,
+        backend: &B,
         store: &mut Store,
         text: Text<'_>,
-        found: &[NodePages],
+        found: &mut Vec<NodePages>,
         interrupted: &mut dyn FnMut() -> bool,
     ) -> std::result::Result<Loaded, Interrupted> {
         let mut known = found.len().max(store.available(PoolKind::Global, text, 0));
@@ -149,8 +151,17 @@ impl<B: Backend> KvCache<B> {
             let (text, first) = (text.first(pages), self.first_of_chunk(pages));
             let in_tree = (first + chunked_in_tree(found, first)).min(pages);
             let held = [found.len().min(pages), in_tree];
-            if !self.has_room(pages - held[0], pages - held[1]) {
-                return Ok(Loaded::nothing(self.usable_in_tree(found)));
+            let mut evicted = false;
+            while !self.has_room(pages - held[0], pages - held[1]) {
+                if !self.evict_older() {
+                    return Ok(Loaded::nothing(self.usable_in_tree(found)));
+                }
+                evicted = true;
+            }
+            if evicted {
+                self.discard_free(backend, 0);
+                *found = self.prefixes.find(text);
+                continue;
             }
             let global = store.read(PoolKind::Global, text, 0, held[0]..pages, interrupted)?;
             let chunked =
@@ -239,18 +250,39 @@ impl<B: Backend> KvCache<B> {
     pub(crate) fn note_outcome(&mut self, outcome: store::Result<()>) {
         match outcome {
             Ok(()) => self.store_state = StoreState::Working,
-            Err(error) if self.store_state == StoreState::Working => {
-                self.store_state = StoreState::Failing(Some(error.to_string()));
+            Err(error) => {
+                let told = match self.store_state {
+                    StoreState::Failing { told, .. } => told,
+                    StoreState::Working => false,
+                };
+                let why = error.to_string();
+                self.store_state = StoreState::Failing { why, told, trusted: false };
             }
-            Err(_) => {}
         }
     }
 
     /// Why pages cannot be stored, once when that begins.
     pub fn take_store_warning(&mut self) -> Option<String> {
         match &mut self.store_state {
-            StoreState::Failing(warning) => warning.take(),
+            StoreState::Failing { why, told, .. } => {
+                (!std::mem::replace(told, true)).then(|| why.clone())
+            }
             StoreState::Working => None,
+        }
+    }
+
+    /// Why pages that should be mapped stay in memory; `None`: they do not.
+    pub fn store_problem(&self) -> Option<&str> {
+        match &self.store_state {
+            StoreState::Failing { why, .. } if self.layout.mapped => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Counts on the store again, until the next attempt tells: for when nobody runs.
+    pub fn trust_store(&mut self) {
+        if let StoreState::Failing { trusted, .. } = &mut self.store_state {
+            *trusted = true;
         }
     }
 

@@ -167,6 +167,21 @@ impl PrefixTree {
         None
     }
 
+    /// Whether all nodes are one text's, with nothing to give up before them.
+    pub fn is_one_text(&self) -> bool {
+        self.leaves.len() <= 1 && self.retired.is_empty()
+    }
+
+    /// Removes the leaf that was not used for longest, if the last [`find`](Self::find) did not
+    /// find it.
+    pub fn evict_older(&mut self) -> Option<NodePages> {
+        let (used, _) = self.leaves.first()?;
+        if *used >= self.clock {
+            return None;
+        }
+        self.evict()
+    }
+
     /// Removes the leaf that was not used for longest.
     pub fn evict(&mut self) -> Option<NodePages> {
         let (_, id) = self.leaves.pop_first()?;

@@ -183,3 +183,59 @@ fn pages_for_the_same_prompt_go_first() {
     // A text that goes on from the end of the chunk needs none of them.
     assert_eq!(answer(&backend, &mut cache, &keys, CHUNK + 90), CHUNK + PAGE_TOKENS);
 }
+
+/// With pages that are copied into memory, what is kept of other texts makes room for them.
+#[test]
+fn kept_pages_make_room_for_pages_from_files() {
+    let backend = Cpu::new(Some(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let keys = text(10 * PAGE_TOKENS + 1);
+    let other =
+        |stem: u64| -> Vec<_> { text(6 * PAGE_TOKENS).iter().map(|key| key + stem).collect() };
+    compute(&backend, &mut cache(&backend, KvDtype::F32, dir.path(), ReadMode::Copy), &keys);
+    let mut later = cache(&backend, KvDtype::F32, dir.path(), ReadMode::Copy);
+    let budget = layout(KvDtype::F32).peak_bytes(keys.len(), 100) + 1000;
+    later.set_budget(budget);
+    for stem in 1..9 {
+        compute(&backend, &mut later, &other(stem));
+    }
+    assert!(later.bytes_in_use() > budget / 2, "other texts are kept");
+    assert_eq!(compute(&backend, &mut later, &keys), 10 * PAGE_TOKENS);
+    assert!(later.bytes_in_use() <= budget);
+    // The beginning that is in memory stays.
+    let before = later.bytes_read().pages;
+    assert_eq!(compute(&backend, &mut later, &keys), 10 * PAGE_TOKENS);
+    assert_eq!(later.bytes_read().pages, before);
+}
+
+/// The text that was used last stays beyond the budget of kept pages, until another comes
+/// or a sequence needs the memory.
+#[test]
+fn the_last_text_stays_as_a_whole() {
+    let backend = Cpu::new(Some(1)).unwrap();
+    let layout = layout(KvDtype::F32);
+    let few = 4 * layout.geometry(PoolKind::Global).page_bytes(PageForm::Exact);
+    let keys = text(20 * PAGE_TOKENS + 1);
+    let other: Vec<_> = text(100).iter().map(|key| key + 7).collect();
+    let mut strict = KvCache::new(&backend, layout.clone(), few).unwrap();
+    compute(&backend, &mut strict, &keys);
+    assert!(compute(&backend, &mut strict, &keys) < 5 * PAGE_TOKENS);
+    let mut cache = KvCache::new(&backend, layout.clone(), few).unwrap();
+    cache.keep_last_text();
+    for _ in 0..3 {
+        compute(&backend, &mut cache, &keys);
+        assert_eq!(compute(&backend, &mut cache, &keys), 20 * PAGE_TOKENS);
+        // It grows, as a session does.
+        assert_eq!(
+            answer(&backend, &mut cache, &text(22 * PAGE_TOKENS), keys.len()),
+            20 * PAGE_TOKENS
+        );
+        compute(&backend, &mut cache, &other);
+        assert!(cache.bytes_in_use() <= few, "{} > {few}", cache.bytes_in_use());
+    }
+    compute(&backend, &mut cache, &keys);
+    let budget = layout.peak_bytes(other.len(), 100);
+    cache.set_budget(budget);
+    compute(&backend, &mut cache, &other);
+    assert!(cache.bytes_in_use() <= budget);
+}

@@ -69,7 +69,7 @@ struct Wanted<'a> {
     max_context: Option<usize>,
     step_tokens: Option<usize>,
     kv_dtype: Option<KvDtype>,
-    prefix_cache_bytes: usize,
+    prefix_cache_bytes: Option<usize>,
     arithmetic: Arithmetic,
     kv_store: Option<KvStore>,
 }
@@ -191,7 +191,8 @@ fn open_on<B: VisionBackend>(
         step_tokens: wanted.step_tokens.unwrap_or(step_tokens),
         max_sequences: MAX_SEQUENCES,
         kv_dtype: wanted.kv_dtype.unwrap_or(exact),
-        prefix_cache_bytes: wanted.prefix_cache_bytes,
+        prefix_cache_bytes: wanted.prefix_cache_bytes.unwrap_or(PREFIX_CACHE_BYTES),
+        keep_last_text: wanted.prefix_cache_bytes.is_none(),
     };
     let mut engine = llama4rs_engine::Engine::new(backend, model, vision, settings)?;
     if let Some(wanted_store) = &wanted.kv_store {
@@ -320,7 +321,7 @@ impl Engine {
             max_context,
             step_tokens,
             kv_dtype: parse_kv_dtype(kv_cache)?,
-            prefix_cache_bytes: prefix_cache_bytes.unwrap_or(PREFIX_CACHE_BYTES),
+            prefix_cache_bytes,
             arithmetic: parse_arithmetic(arithmetic)?,
             kv_store: parse_kv_store(kv_dir, kv_budget, kv_read)?,
         };
