@@ -108,15 +108,29 @@ def test_pages_in_use(checkpoint: MakeCheckpoint, name: str, kv_cache: str, cont
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_memory_of_a_run(tmp_path: Path) -> None:
-    path = tmp_path / "tiny"
-    synth(path, shape="tiny", weights="f32", threads=2)
-    command = [sys.executable, str(SCRIPT), str(path), "f32", "8192", "3", "2"]
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("tiny", ("--kv", "f32", "--contexts", "8192", "--batches", "3")),
+        # Chunks of 64 tokens: a step passes the ends of eight of them.
+        ("cria", ("--kv", "f32", "--contexts", "4096", "--batches", "2")),
+        ("cria", ("--kv", "bf16,int8", "--contexts", "4096", "--kv-read", "map")),
+        ("cria", ("--kv", "int4", "--contexts", "4096", "--kv-read", "copy")),
+    ],
+)
+def test_memory_of_a_run(tmp_path: Path, model: str, options: tuple[str, ...]) -> None:
+    path = tmp_path / model
+    if model == "tiny":
+        synth(path, shape=model, weights="f32", threads=2)
+    name = "cria" if model == "cria" else str(path)
+    command = [sys.executable, str(SCRIPT), name, *options, "--dir", str(tmp_path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    found = json.loads(done.stdout)
-    print(found)
-    assert found["planned_kv"] == pytest.approx(found["kv"], rel=0.03)
-    assert found["planned"] == pytest.approx(found["grown"], rel=0.05)
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        print(found)
+        if found["kv_read"] == "none":
+            assert found["planned_kv"] == pytest.approx(found["kv"], rel=0.06)
+        assert found["planned"] == pytest.approx(found["grown"], rel=0.05)
 
 
 def test_packed_models_are_taken_as_they_are(tmp_path: Path) -> None:

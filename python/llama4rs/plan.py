@@ -18,7 +18,9 @@ from .planning.memory import (
     ImageLoad,
     image_bytes,
     kv_bytes,
+    sequence_bytes,
     step_bytes,
+    step_kv_bytes,
     vision_bytes,
 )
 from .planning.sizes import Sizes, sizes_of, weight_groups
@@ -344,6 +346,11 @@ def _components(
     rows = max(batch, min(step_tokens, batch * setting.context))
     for name, size in step_bytes(shape, rows, batch).items():
         parts.append(Component("step", name, size))
+    step_kv = step_kv_bytes(shape, setting.context, step_tokens, setting.kv_cache)
+    if step_kv:
+        parts.append(Component("step", "pages of a step", step_kv))
+    text = sequence_bytes(setting.context)
+    parts.append(Component("step", "texts", text * batch, text))
     if images.count:
         parts.append(Component("images", "encoder", vision_bytes(shape, images.tiles)))
         each = image_bytes(shape, images)

@@ -13,7 +13,9 @@ __all__ = [
     "image_bytes",
     "kv_bytes",
     "kv_token_bytes",
+    "sequence_bytes",
     "step_bytes",
+    "step_kv_bytes",
     "vision_bytes",
 ]
 
@@ -109,9 +111,34 @@ def step_bytes(shape: TextShape, rows: int, logit_rows: int) -> dict[str, int]:
     packed = _padded(max(hidden, queries, width))
     routed = shape.experts_per_token * (_padded(hidden) + _padded(expert) + hidden)
     activations = rows * (residual + attention + feed_forward + packed + routed)
-    # Logits are copied once, from the backend to the sampler.
-    logits = logit_rows * (2 * shape.vocab_size + hidden)
+    # Logits are copied once, from the backend to the host, and once more into the pairs of a logit
+    # and an id that a sequence draws its token from.
+    logits = logit_rows * (4 * shape.vocab_size + hidden)
     return {"activations": activations * _FLOAT, "logits": logits * _FLOAT}
+
+
+def step_kv_bytes(shape: TextShape, tokens: int, step_tokens: int, kv_cache: str) -> int:
+    """Pages that a step has beside those of a full context.
+
+    A step that passes the end of a chunk has the pages of that chunk and those of its tokens behind
+    it; and in ``"int8"`` and ``"int4"`` the pages that a step fills are there exactly, too.
+    """
+    exact = _PAGE_TOKENS * kv_token_bytes(shape, kv_cache)[0]
+    chunk = shape.chunk_size or tokens
+    beyond = max(min(tokens - chunk, step_tokens - 1), 0)
+    chunked = beyond // chunk * _pages(chunk) + _pages(beyond % chunk)
+    sealing = 0
+    if kv_cache in _CODE_BITS:
+        codes = max(tokens // _PAGE_TOKENS - 1, 0)
+        # The first page, one that a step finds begun, and those that it begins.
+        held = min(_pages(tokens), 2 + _pages(step_tokens - 1))
+        sealing = max(held - (_pages(tokens) - codes), 0)
+    return exact * (chunked * shape.chunked_layers + sealing * shape.global_layers)
+
+
+def sequence_bytes(tokens: int) -> int:
+    """What a sequence keeps of its text: ids, keys by which it is found again, hashes of pages."""
+    return tokens * (4 + 8) + _pages(tokens) * 32
 
 
 def vision_bytes(shape: TextShape, tiles: int) -> int:
