@@ -34,8 +34,8 @@ impl Backend for Cpu {
         match self.arithmetic() {
             Arithmetic::Fast => format!("cpu ({set}, {threads} thread{plural})"),
             Arithmetic::Exact => {
-                // Only products of integers use VNNI.
-                format!("cpu ({}, exact, {threads} thread{plural})", set.without_vnni())
+                // Only fast products use VNNI and BF16.
+                format!("cpu ({}, exact, {threads} thread{plural})", set.without_dots())
             }
         }
     }

@@ -18,16 +18,19 @@ pub enum InstructionSet {
     Avx512,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512Vnni,
+    /// AVX-512 F, BW, DQ, VL, VNNI and BF16.
+    Avx512Bf16,
 }
 
 impl InstructionSet {
     /// All sets, slowest first.
-    pub(crate) const ALL: [InstructionSet; 5] = [
+    pub(crate) const ALL: [InstructionSet; 6] = [
         InstructionSet::Scalar,
         InstructionSet::Avx2,
         InstructionSet::Avx2Vnni,
         InstructionSet::Avx512,
         InstructionSet::Avx512Vnni,
+        InstructionSet::Avx512Bf16,
     ];
 
     /// The best set that this processor has.
@@ -45,11 +48,11 @@ impl InstructionSet {
         Self::ALL.into_iter().filter(|&set| features.have(set)).collect()
     }
 
-    /// The set without its integer dot products.
-    pub fn without_vnni(self) -> Self {
+    /// The set without its dot products of integers and bf16 numbers.
+    pub fn without_dots(self) -> Self {
         match self {
             InstructionSet::Avx2Vnni => InstructionSet::Avx2,
-            InstructionSet::Avx512Vnni => InstructionSet::Avx512,
+            InstructionSet::Avx512Vnni | InstructionSet::Avx512Bf16 => InstructionSet::Avx512,
             set => set,
         }
     }
@@ -63,6 +66,7 @@ impl fmt::Display for InstructionSet {
             InstructionSet::Avx2Vnni => "avx2-vnni",
             InstructionSet::Avx512 => "avx512",
             InstructionSet::Avx512Vnni => "avx512-vnni",
+            InstructionSet::Avx512Bf16 => "avx512-bf16",
         })
     }
 }

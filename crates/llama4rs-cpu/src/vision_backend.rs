@@ -59,7 +59,7 @@ impl VisionBackend for Cpu {
         out.resize(q.rows(), q.cols())?;
         if !q.values().is_empty() {
             let products = match Form::of(next.format(), self.arithmetic) {
-                Form::Codes { .. } => Products::Integers,
+                Form::Codes { .. } | Form::Pairs => Products::Integers,
                 Form::Floats => Products::Floats,
             };
             let (how, qkv) = ((self.dispatch, products), [q, k, v]);

@@ -50,7 +50,7 @@ fn main() {
             continue;
         }
         for arithmetic in [Arithmetic::Fast, Arithmetic::Exact] {
-            if arithmetic == Arithmetic::Exact && set.without_vnni() != set
+            if arithmetic == Arithmetic::Exact && set.without_dots() != set
                 || !wanted(2, &arithmetic)
             {
                 continue;
@@ -59,7 +59,7 @@ fn main() {
             let bench = Bench { cpu: cpu.with_arithmetic(arithmetic), set };
             println!("\n{}", bench.cpu.description());
             let formats: &[&str] = match arithmetic {
-                Arithmetic::Fast => &["int4/g64", "int4/g32", "int4/g128", "int8/g64"],
+                Arithmetic::Fast => &["int4/g64", "int4/g32", "int4/g128", "int8/g64", "bf16"],
                 Arithmetic::Exact => &["int4/g64", "int8/g64", "bf16", "f32"],
             };
             for format in formats.iter().filter(|format| wanted(3, format)) {

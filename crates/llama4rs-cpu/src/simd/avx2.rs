@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::pairs::{FACTOR_SCALE, LEAST_FACTOR, NAN};
 use super::{int4_shift, Features, Kernel, Simd, LANES};
 use crate::InstructionSet;
 
@@ -38,6 +39,7 @@ impl Simd for Avx2 {
     type W = (__m256i, __m256i);
     const TILE_ROWS: usize = 6;
     const MANY_REGISTERS: bool = false;
+    const PAIR_WORDS: usize = 2;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token proves the features.
@@ -178,12 +180,26 @@ impl Simd for Avx2 {
         let low = unsafe { _mm256_set1_epi32(0xFFFF) };
         let words = halves!(_mm256_castps_si256, a);
         let halves = halves!(_mm256_and_si256, words, (low, low));
-        // SAFETY: as above. Packed by quarters, of which the middle two change places.
-        unsafe {
-            let packed = _mm256_packus_epi32(halves.0, halves.1);
-            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
-            std::mem::transmute::<__m256i, [u32; LANES / 2]>(packed)
-        }
+        // SAFETY: the token proves the features.
+        unsafe { pack_halves(halves) }
+    }
+
+    #[inline(always)]
+    fn factors(self, a: Self::F) -> [u32; LANES / 2] {
+        let halves = halves!(factors, a);
+        // SAFETY: the token proves the features.
+        unsafe { pack_halves(halves) }
+    }
+    #[inline(always)]
+    fn normal_pairs(self, line: Self::W) -> Self::W {
+        halves!(normal_pairs, line)
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, sum: Self::F, line: Self::W, x: *const u32, apart: usize) -> Self::F {
+        // SAFETY: the caller's promise.
+        let (low, high) = unsafe { (f32::from_bits(*x), f32::from_bits(*x.add(apart))) };
+        let sum = self.fma(self.bf16_code::<1>(line), self.splat(high), sum);
+        self.fma(self.bf16_code::<0>(line), self.splat(low), sum)
     }
 
     #[inline(always)]
@@ -210,6 +226,54 @@ impl Simd for Avx2 {
         let shift = int4_shift(J) as i64;
         // SAFETY: the token proves the features.
         unsafe { (place(line.0, shift, 15, 8), place(line.1, shift, 15, 8)) }
+    }
+}
+
+/// The low halves of 16 words, whose high halves are zero, two to a word.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn pack_halves(words: (__m256i, __m256i)) -> [u32; LANES / 2] {
+    // SAFETY: the caller's promise. Packed by quarters, of which the middle two change places.
+    unsafe {
+        let packed = _mm256_packus_epi32(words.0, words.1);
+        let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+        std::mem::transmute::<__m256i, [u32; LANES / 2]>(packed)
+    }
+}
+
+/// One factor in the low half of each word.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn factors(a: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let a = _mm256_mul_ps(a, _mm256_set1_ps(FACTOR_SCALE));
+        let bits = _mm256_castps_si256(a);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+        let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), a);
+        let small = _mm256_cmp_ps::<_CMP_LT_OQ>(size, _mm256_set1_ps(LEAST_FACTOR));
+        let zeroed = _mm256_andnot_si256(_mm256_castps_si256(small), rounded);
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+        _mm256_blendv_epi8(zeroed, _mm256_set1_epi32(NAN), nan)
+    }
+}
+
+/// Bf16 numbers, those with the smallest exponent as zero.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn normal_pairs(line: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let exponents = _mm256_and_si256(line, _mm256_set1_epi16(0x7F80));
+        _mm256_andnot_si256(_mm256_cmpeq_epi16(exponents, _mm256_setzero_si256()), line)
     }
 }
 

@@ -14,6 +14,7 @@ pub struct Features {
     avx512dq: bool,
     avx512vl: bool,
     avx512vnni: bool,
+    avx512bf16: bool,
 }
 
 impl Features {
@@ -30,6 +31,7 @@ impl Features {
             avx512dq: is_x86_feature_detected!("avx512dq"),
             avx512vl: is_x86_feature_detected!("avx512vl"),
             avx512vnni: is_x86_feature_detected!("avx512vnni"),
+            avx512bf16: is_x86_feature_detected!("avx512bf16") && super::avx512::bf16_is_exact(),
         }
     }
 
@@ -49,6 +51,7 @@ impl Features {
             InstructionSet::Avx2Vnni => avx2 && self.avxvnni,
             InstructionSet::Avx512 => avx512,
             InstructionSet::Avx512Vnni => avx512 && self.avx512vnni,
+            InstructionSet::Avx512Bf16 => avx512 && self.avx512vnni && self.avx512bf16,
         }
     }
 }
@@ -65,7 +68,8 @@ mod tests {
         let alder_lake = Features { avxvnni: true, ..haswell };
         let skylake =
             Features { avx512f: true, avx512bw: true, avx512dq: true, avx512vl: true, ..haswell };
-        let zen_4 = Features { avx512vnni: true, ..skylake };
+        let ice_lake = Features { avx512vnni: true, ..skylake };
+        let zen_4 = Features { avx512bf16: true, ..ice_lake };
         for (features, best) in [
             (none, InstructionSet::Scalar),
             (Features { fma: false, ..haswell }, InstructionSet::Scalar),
@@ -74,8 +78,10 @@ mod tests {
             (Features { avx512vl: false, ..skylake }, InstructionSet::Avx2),
             (Features { avx512bw: false, ..zen_4 }, InstructionSet::Avx2),
             (skylake, InstructionSet::Avx512),
-            (zen_4, InstructionSet::Avx512Vnni),
-            (Features { avxvnni: true, ..zen_4 }, InstructionSet::Avx512Vnni),
+            (ice_lake, InstructionSet::Avx512Vnni),
+            (Features { avxvnni: true, ..ice_lake }, InstructionSet::Avx512Vnni),
+            (zen_4, InstructionSet::Avx512Bf16),
+            (Features { avx512vnni: false, ..zen_4 }, InstructionSet::Avx512),
         ] {
             let sets = InstructionSet::of(features);
             assert_eq!(sets.last(), Some(&best), "{features:?}: {sets:?}");

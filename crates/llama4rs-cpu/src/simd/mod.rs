@@ -10,6 +10,7 @@
 
 mod features;
 mod integers;
+pub mod pairs;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
@@ -129,6 +130,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The line as 16 floats.
     fn f32_code(self, line: Self::W) -> Self::F;
+    /// Words that a pair of factors takes: two floats, or two bf16 numbers in one word.
+    const PAIR_WORDS: usize;
+    /// Factors for [`Simd::dot_pairs`] out of 16 numbers, as [`pairs::factor`] says:
+    /// eight words, the first number of a pair in the low half.
+    fn factors(self, a: Self::F) -> [u32; LANES / 2];
+    /// A line of bf16 numbers in which those below `2^-126` are zero.
+    fn normal_pairs(self, line: Self::W) -> Self::W;
+    /// `sum + line[1] * x[1] + line[0] * x[0]` for the pair of bf16 numbers in every
+    /// lane of a line of [`Simd::normal_pairs`]; each step is one [`Simd::fma`].
+    ///
+    /// # Safety
+    /// A pair of factors can be read at `x`: [`Simd::PAIR_WORDS`] words, `apart` from each other.
+    unsafe fn dot_pairs(self, sum: Self::F, line: Self::W, x: *const u32, apart: usize) -> Self::F;
+
     /// Input `J` (0 or 1) of a bf16 line.
     fn bf16_code<const J: usize>(self, line: Self::W) -> Self::F;
     /// Input `J` (0 to 3) of an int8 line: byte `J`, minus 128.
@@ -155,10 +170,13 @@ pub enum Dispatch {
     Avx2Vnni(Avx2Vnni),
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
+    Avx512(Avx512<false>),
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512Vnni),
+    Avx512Vnni(Avx512Vnni<false>),
+    /// AVX-512 with VNNI and BF16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Vnni<true>),
 }
 
 impl Dispatch {
@@ -174,6 +192,8 @@ impl Dispatch {
             InstructionSet::Avx512 => Avx512::detect().map(Dispatch::Avx512),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512Vnni => Avx512Vnni::detect().map(Dispatch::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Bf16 => Avx512Vnni::detect().map(Dispatch::Avx512Bf16),
             #[cfg(not(target_arch = "x86_64"))]
             _ => None,
         }
@@ -201,6 +221,8 @@ impl Dispatch {
             Dispatch::Avx512(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Dispatch::Avx512Vnni(integers) => integers.simd().run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx512Bf16(integers) => integers.simd().run(kernel),
         }
     }
 
@@ -217,6 +239,8 @@ impl Dispatch {
             Dispatch::Avx512(integers) => integers.run_integers(kernel),
             #[cfg(target_arch = "x86_64")]
             Dispatch::Avx512Vnni(integers) => integers.run_integers(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx512Bf16(integers) => integers.run_integers(kernel),
         }
     }
 
@@ -227,7 +251,9 @@ impl Dispatch {
             #[cfg(target_arch = "x86_64")]
             Dispatch::Avx2(_) | Dispatch::Avx2Vnni(_) => Avx2::TILE_ROWS,
             #[cfg(target_arch = "x86_64")]
-            Dispatch::Avx512(_) | Dispatch::Avx512Vnni(_) => Avx512::TILE_ROWS,
+            Dispatch::Avx512(_) | Dispatch::Avx512Vnni(_) => Avx512::<false>::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Dispatch::Avx512Bf16(_) => Avx512::<true>::TILE_ROWS,
         }
     }
 }

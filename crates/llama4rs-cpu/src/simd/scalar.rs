@@ -1,6 +1,7 @@
 //! 16 lanes in plain Rust: the meaning of the other sets, and the way on
 //! processors that have none of them.
 
+use super::pairs::factor;
 use super::{int4_shift, Kernel, Simd, LANES};
 
 /// The token of plain Rust, which every processor runs.
@@ -32,6 +33,7 @@ impl Simd for Scalar {
     type W = [u32; LANES];
     const TILE_ROWS: usize = 4;
     const MANY_REGISTERS: bool = false;
+    const PAIR_WORDS: usize = 2;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
@@ -126,6 +128,26 @@ impl Simd for Scalar {
     #[inline(always)]
     fn low_halves(self, a: Self::F) -> [u32; LANES / 2] {
         std::array::from_fn(|i| a[2 * i].to_bits() & 0xFFFF | a[2 * i + 1].to_bits() << 16)
+    }
+
+    #[inline(always)]
+    fn factors(self, a: Self::F) -> [u32; LANES / 2] {
+        let half = |i: usize| factor(a[i]).to_bits() as u32;
+        std::array::from_fn(|i| half(2 * i) | half(2 * i + 1) << 16)
+    }
+    #[inline(always)]
+    fn normal_pairs(self, line: Self::W) -> Self::W {
+        line.map(|word| {
+            let keep = |half: u32| if word & half & 0x7F80_7F80 == 0 { 0 } else { word & half };
+            keep(0xFFFF) | keep(0xFFFF_0000)
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(self, sum: Self::F, line: Self::W, x: *const u32, apart: usize) -> Self::F {
+        // SAFETY: the caller's promise.
+        let (low, high) = unsafe { (f32::from_bits(*x), f32::from_bits(*x.add(apart))) };
+        let sum = self.fma(self.bf16_code::<1>(line), self.splat(high), sum);
+        self.fma(self.bf16_code::<0>(line), self.splat(low), sum)
     }
 
     #[inline(always)]

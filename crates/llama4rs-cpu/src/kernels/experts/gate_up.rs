@@ -12,7 +12,7 @@ use crate::simd::{IntegerKernel, Integers, Simd, LANES};
 /// of a group, where they become codes.
 pub fn panels_of_a_group(form: Form) -> usize {
     match form {
-        Form::Floats => 4,
+        Form::Floats | Form::Pairs => 4,
         Form::Codes { group, .. } => group / LANES,
     }
 }

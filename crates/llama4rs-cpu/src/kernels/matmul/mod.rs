@@ -1,10 +1,18 @@
 //! `out = x · Wᵀ` with weights of any format.
 //!
 //! The order of operations, which defines every bit of the result; `fma` rounds
-//! once. For `f32` and `bf16` weights an output is
+//! once. For `f32` weights, and `bf16` ones with [`Arithmetic::Exact`], an output is
 //!
 //! ```text
 //! sum = 0;  for input i:  sum = fma(w[i], x[i], sum)
+//! ```
+//!
+//! for `bf16` weights with [`Arithmetic::Fast`], where `f[i]` is `2^64 x[i]` rounded to bf16
+//! and tiny weights count as zero ([`crate::simd::pairs`]; the second of two inputs comes first),
+//!
+//! ```text
+//! sum = 0;  for inputs i, i + 1:  sum = fma(w[i], f[i], fma(w[i + 1], f[i + 1], sum))
+//! out = sum / 2^64
 //! ```
 //!
 //! for the integer formats with [`Arithmetic::Exact`]
@@ -41,6 +49,7 @@
 mod codes;
 mod integer_tile;
 mod packed_rows;
+mod pair_tile;
 mod panels;
 mod quantise;
 #[cfg(test)]
@@ -59,6 +68,7 @@ use llama4rs_tensor::{PackedMatrix, Result, WeightFormat};
 use codes::{Bf16, Int4, Int8, F32};
 use integer_tile::{multiply_integers, Bytes, Nibbles};
 pub use packed_rows::{Form, PackedRows, SharedRows};
+use pair_tile::multiply_pairs;
 pub use panels::Panels;
 pub use quantise::MAX_GROUP;
 use tile::multiply_floats;
@@ -305,6 +315,7 @@ pub fn multiply<I: Integers>(
         (WeightFormat::Int4 { .. }, Form::Codes { .. }) => {
             multiply_integers::<I, Nibbles>(integers, matrix, panels, x, n, out)
         }
+        (WeightFormat::Bf16, Form::Pairs) => multiply_pairs(simd, matrix, panels, x, n, out),
         (WeightFormat::F32, _) => multiply_floats::<_, F32>(simd, matrix, panels, x, n, out),
         (WeightFormat::Bf16, _) => multiply_floats::<_, Bf16>(simd, matrix, panels, x, n, out),
         (WeightFormat::Int8 { .. }, _) => {

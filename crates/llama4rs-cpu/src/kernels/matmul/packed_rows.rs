@@ -7,6 +7,12 @@
 //! [input][R]                                     zeros up to a whole group of any format
 //! ```
 //!
+//! as factors, for products with bf16 weights ([`crate::simd::pairs`]),
+//!
+//! ```text
+//! [pair of inputs][Simd::PAIR_WORDS][R]          zero beside an odd last input
+//! ```
+//!
 //! and as codes, for products with integer weights whose code 0 is stored as `zero`,
 //!
 //! ```text
@@ -24,7 +30,7 @@ use llama4rs_tensor::{Result, WeightFormat};
 use super::quantise::{quantise, MAX_GROUP};
 use super::tiles::Tile;
 use crate::parallel::{Shared, Threads};
-use crate::simd::{Dispatch, Kernel, Simd};
+use crate::simd::{Dispatch, Kernel, Simd, LANES};
 use crate::{tensor, Arithmetic};
 
 /// Values that one thread does by itself.
@@ -35,6 +41,8 @@ const GRAIN: usize = 16 << 10;
 pub enum Form {
     /// Single precision.
     Floats,
+    /// Pairs of factors, rounded to bf16.
+    Pairs,
     /// 8-bit integers in groups.
     Codes {
         /// Inputs that share a scale.
@@ -48,16 +56,18 @@ impl Form {
     /// What weights of `format` are multiplied by.
     pub fn of(format: WeightFormat, arithmetic: Arithmetic) -> Self {
         match (arithmetic, format) {
+            (Arithmetic::Fast, WeightFormat::Bf16) => Form::Pairs,
             (Arithmetic::Fast, WeightFormat::Int8 { group }) => Form::Codes { group, zero: 128 },
             (Arithmetic::Fast, WeightFormat::Int4 { group }) => Form::Codes { group, zero: 8 },
             _ => Form::Floats,
         }
     }
 
-    /// Words of a row.
+    /// Words of a row, at most.
     fn row_words(self, cols: usize) -> usize {
         match self {
             Form::Floats => cols.next_multiple_of(GROUP_SIZES[GROUP_SIZES.len() - 1]),
+            Form::Pairs => cols.next_multiple_of(2),
             Form::Codes { group, .. } => cols.div_ceil(group) * group_words(group),
         }
     }
@@ -116,7 +126,7 @@ impl PackedRows {
     ) {
         let step = match self.form {
             // What is read and written meanwhile stays in the first cache.
-            Form::Floats => 256,
+            Form::Floats | Form::Pairs => 256,
             Form::Codes { group, .. } => group,
         };
         let steps = self.cols.div_ceil(step);
@@ -151,7 +161,8 @@ impl SharedRows<'_> {
     }
 
     /// Writes inputs of row `r` of a tile, from `from` on: `factor * x`. As codes
-    /// they are one group, or what is left of the row. Call it inside of a kernel.
+    /// they are one group, or what is left of the row; as pairs, `from` is even.
+    /// Call it inside of a kernel.
     ///
     /// # Safety
     /// Nothing else reaches these inputs of the row meanwhile.
@@ -179,6 +190,25 @@ impl SharedRows<'_> {
                 }
                 if from + x.len() == self.cols {
                     (self.cols..row_words).for_each(|at| put(at, 0));
+                }
+            }
+            Form::Pairs => {
+                for (i, x) in x.chunks(LANES).enumerate() {
+                    let mut sixteen = [0.0; LANES];
+                    sixteen[..x.len()].copy_from_slice(x);
+                    // SAFETY: 16 floats.
+                    let x16 = unsafe { simd.load(sixteen.as_ptr()) };
+                    let words = simd.factors(simd.mul(simd.splat(factor), x16));
+                    let first = (from + i * LANES) / 2;
+                    for (pair, word) in words[..x.len().div_ceil(2)].iter().enumerate() {
+                        let at = (first + pair) * S::PAIR_WORDS;
+                        if S::PAIR_WORDS == 1 {
+                            put(at, *word);
+                        } else {
+                            put(at, word << 16);
+                            put(at + 1, word & 0xFFFF_0000);
+                        }
+                    }
                 }
             }
             Form::Codes { group, zero } => {

@@ -9,9 +9,28 @@ use crate::Arithmetic;
 
 /// `x · matrixᵀ` for one row, in the order of operations of [`super`].
 pub fn matmul_row(x: &[f32], matrix: &Panels, arithmetic: Arithmetic) -> Vec<f32> {
-    let integers = arithmetic == Arithmetic::Fast && matrix.format.group().is_some();
-    let dot = if integers { integer_dot } else { dot };
+    let dot = match (arithmetic, matrix.format) {
+        (Arithmetic::Exact, _) | (_, WeightFormat::F32) => dot,
+        (Arithmetic::Fast, WeightFormat::Bf16) => pair_dot,
+        _ => integer_dot,
+    };
     (0..matrix.rows).map(|output| dot(x, matrix, output)).collect()
+}
+
+fn pair_dot(x: &[f32], matrix: &Panels, output: usize) -> f32 {
+    let panel = matrix.panel(output / PANEL_ROWS);
+    let product = |i: usize, sum: f32| {
+        let weight = code(matrix.format, panel, output % PANEL_ROWS, i);
+        let weight = if weight.is_subnormal() { 0.0 } else { weight };
+        let factor = x[i] * 2f32.powi(64);
+        let factor = if factor.abs() < 2f32.powi(14) { 0.0 } else { factor };
+        weight.mul_add(bf16::from_f32(factor).to_f32(), sum)
+    };
+    let pair = |sum, first: usize| {
+        let sum = if first + 1 < x.len() { product(first + 1, sum) } else { sum };
+        product(first, sum)
+    };
+    (0..x.len()).step_by(2).fold(0.0, pair) * 2f32.powi(-64)
 }
 
 fn integer_dot(x: &[f32], matrix: &Panels, output: usize) -> f32 {

@@ -124,7 +124,8 @@ fn tiny_and_huge_activations() {
 }
 
 /// The price of [`Arithmetic::Fast`]: on normally distributed activations the
-/// products differ from the exact ones by a bit more than half a percent.
+/// products differ from the exact ones by a bit more than half a percent, those with
+/// bf16 weights by a sixth of a percent.
 #[test]
 fn fast_arithmetic_is_close() {
     let mut random = Random(7);
@@ -132,6 +133,7 @@ fn fast_arithmetic_is_close() {
         (0..8 * 2048).map(|_| random.values(12).iter().sum::<f32>() / 2.0).collect();
     let x = Tensor::from_values(&normal, 2048).unwrap();
     for (format, most) in [
+        ("bf16", 0.0018),
         ("int4/g32", 0.0065),
         ("int4/g64", 0.0075),
         ("int4/g128", 0.0085),
@@ -147,7 +149,7 @@ fn fast_arithmetic_is_close() {
         let error = rms(&mut exact.values().iter().zip(fast.values()).map(|(e, f)| e - f))
             / rms(&mut exact.values().iter().copied());
         println!("{format}: relative error {:.2} %", 100.0 * error);
-        assert!((0.003..most).contains(&error), "{format}: {error}");
+        assert!((most / 3.0..most).contains(&error), "{format}: {error}");
     }
 }
 

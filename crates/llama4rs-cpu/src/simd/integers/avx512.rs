@@ -7,14 +7,15 @@ use crate::simd::avx512::Avx512;
 use crate::simd::Features;
 use crate::InstructionSet;
 
-/// The token of AVX-512 with VNNI.
+/// The token of AVX-512 with VNNI, and with BF16 where that is true.
 #[derive(Clone, Copy)]
-pub struct Avx512Vnni(Avx512);
+pub struct Avx512Vnni<const BF16: bool>(Avx512<BF16>);
 
-impl Avx512Vnni {
+impl<const BF16: bool> Avx512Vnni<BF16> {
     /// The token, where the processor and the system know the instructions.
     pub fn detect() -> Option<Self> {
-        Avx512::detect().filter(|_| Features::detect().have(InstructionSet::Avx512Vnni)).map(Self)
+        let set = if BF16 { InstructionSet::Avx512Bf16 } else { InstructionSet::Avx512Vnni };
+        Avx512::detect().filter(|_| Features::detect().have(set)).map(Self)
     }
 }
 
@@ -23,7 +24,7 @@ impl Avx512Vnni {
 /// # Safety
 /// The processor has the features: whoever holds the token knows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn enabled<K: IntegerKernel>(integers: Avx512, kernel: K) {
+unsafe fn enabled<K: IntegerKernel>(integers: Avx512<false>, kernel: K) {
     kernel.run(integers)
 }
 
@@ -32,7 +33,16 @@ unsafe fn enabled<K: IntegerKernel>(integers: Avx512, kernel: K) {
 /// # Safety
 /// The processor has the features: whoever holds the token knows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn enabled_vnni<K: IntegerKernel>(integers: Avx512Vnni, kernel: K) {
+unsafe fn enabled_vnni<K: IntegerKernel, const BF16: bool>(integers: Avx512Vnni<BF16>, kernel: K) {
+    kernel.run(integers)
+}
+
+/// Compiles `kernel` with AVX-512, VNNI and BF16.
+///
+/// # Safety
+/// The processor has the features: whoever holds the token knows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
+unsafe fn enabled_bf16<K: IntegerKernel, const BF16: bool>(integers: Avx512Vnni<BF16>, kernel: K) {
     kernel.run(integers)
 }
 
@@ -74,11 +84,11 @@ macro_rules! common {
     };
 }
 
-impl Integers for Avx512 {
-    type Simd = Avx512;
+impl Integers for Avx512<false> {
+    type Simd = Self;
 
     #[inline(always)]
-    fn simd(self) -> Avx512 {
+    fn simd(self) -> Self {
         self
     }
     fn run_integers<K: IntegerKernel>(self, kernel: K) {
@@ -109,16 +119,22 @@ impl Integers for Avx512 {
     common!();
 }
 
-impl Integers for Avx512Vnni {
-    type Simd = Avx512;
+impl<const BF16: bool> Integers for Avx512Vnni<BF16> {
+    type Simd = Avx512<BF16>;
 
     #[inline(always)]
-    fn simd(self) -> Avx512 {
+    fn simd(self) -> Avx512<BF16> {
         self.0
     }
     fn run_integers<K: IntegerKernel>(self, kernel: K) {
         // SAFETY: the token proves the features.
-        unsafe { enabled_vnni(self, kernel) }
+        unsafe {
+            if BF16 {
+                enabled_bf16(self, kernel)
+            } else {
+                enabled_vnni(self, kernel)
+            }
+        }
     }
 
     #[inline(always)]
