@@ -1,12 +1,12 @@
 //! Speed of attention next to the limits of the machine.
 //!
 //! ```text
-//! cargo run --release -p llama4rs-cpu --example attention_speed [threads [set]]
+//! cargo run --release -p llama4rs-cpu --example attention_speed [threads [set [arithmetic]]]
 //! ```
 //!
 //! One layer with Scout's sizes: 40 query heads, 8 key/value heads of 128. For
 //! each element type of keys and values: one row at several depths, by the bytes
-//! of keys and values that it reads, and a prompt's 512 rows, by operations.
+//! of keys and values that it reads, and a prompt's 512 rows, by operations. `-` is the best set.
 
 use std::time::Instant;
 
@@ -19,19 +19,24 @@ const PAGE: usize = 64;
 const HEADS: usize = 40;
 const KV_HEADS: usize = 8;
 const HEAD_DIM: usize = 128;
+/// So many that pages are as large as those of a model: the system gives them large pages.
+const LAYERS: usize = 4;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let threads: usize = arguments.first().map_or(2, |n| n.parse().expect("a number of threads"));
     for set in InstructionSet::available() {
         let skip = match arguments.get(1) {
-            Some(wanted) => *wanted != set.to_string(),
-            None => set != InstructionSet::detect(),
+            Some(wanted) if wanted != "-" => *wanted != set.to_string(),
+            _ => set != InstructionSet::detect(),
         };
         if skip {
             continue;
         }
-        let cpu = Cpu::with_instruction_set(threads, set).expect("an available set");
+        let arithmetic = arguments.get(2).map_or("fast", String::as_str);
+        let cpu = Cpu::with_instruction_set(threads, set)
+            .expect("an available set")
+            .with_arithmetic(arithmetic.parse().expect("exact or fast"));
         println!("{}", cpu.description());
         for depth in [1 << 10, 8 << 10, 32 << 10] {
             for dtype in KvDtype::ALL {
@@ -47,7 +52,7 @@ fn main() {
 /// Keys and values of `tokens` tokens: the pool, and its pages as they are stored.
 fn filled(cpu: &Cpu, dtype: KvDtype, tokens: usize) -> (KvPages, Vec<PageId>) {
     let geometry = KvGeometry {
-        num_layers: 1,
+        num_layers: LAYERS,
         num_kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
         page_tokens: PAGE,

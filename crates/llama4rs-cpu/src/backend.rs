@@ -277,7 +277,7 @@ impl Backend for Cpu {
         require_spans(&geometry, queries.rows(), spans, |page| pool.has(page))?;
         self.attention_scratch.with(|scratch| {
             attention::attend(
-                self.dispatch,
+                (self.dispatch, self.arithmetic),
                 &self.threads,
                 scratch,
                 pool,

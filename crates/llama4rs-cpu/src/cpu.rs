@@ -50,7 +50,7 @@ impl Cpu {
         Self { arithmetic, ..self }
     }
 
-    /// How products with integer weights are computed.
+    /// How products are computed.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
     }

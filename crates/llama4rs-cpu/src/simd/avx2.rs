@@ -203,6 +203,31 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn transpose(self, from: *const u8, stride: usize) -> [Self::W; LANES] {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            // Four squares of eight words.
+            let below = from.add(8 * stride);
+            let left = (square(from, stride), square(below, stride));
+            let right = (square(from.add(32), stride), square(below.add(32), stride));
+            let mut lines = [(left.0[0], left.1[0]); LANES];
+            for i in 0..8 {
+                lines[i] = (left.0[i], left.1[i]);
+                lines[8 + i] = (right.0[i], right.1[i]);
+            }
+            lines
+        }
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, a: *const u8, b: *const u8) -> [Self::W; 2] {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            let ((a, a2), (b, b2)) = (self.line(a), self.line(b));
+            [zip_halves(a, b), zip_halves(a2, b2)]
+        }
+    }
+
+    #[inline(always)]
     fn f32_code(self, line: Self::W) -> Self::F {
         halves!(_mm256_castsi256_ps, line)
     }
@@ -240,6 +265,52 @@ unsafe fn pack_halves(words: (__m256i, __m256i)) -> [u32; LANES / 2] {
         let packed = _mm256_packus_epi32(words.0, words.1);
         let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
         std::mem::transmute::<__m256i, [u32; LANES / 2]>(packed)
+    }
+}
+
+/// Eight words of eight rows: result `i` has word `i` of each.
+///
+/// # Safety
+/// The processor has AVX2; 32 bytes of every row can be read.
+#[inline(always)]
+unsafe fn square(from: *const u8, stride: usize) -> [__m256i; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [_mm256_setzero_si256(); 8];
+        for i in 0..8 {
+            rows[i] = _mm256_loadu_si256(from.add(i * stride).cast());
+        }
+        let (mut twos, mut fours) = (rows, rows);
+        for i in (0..8).step_by(2) {
+            twos[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+            twos[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        // Word `j` of its half, of rows `i..i + 4`.
+        for i in [0, 4] {
+            fours[i] = _mm256_unpacklo_epi64(twos[i], twos[i + 2]);
+            fours[i + 1] = _mm256_unpackhi_epi64(twos[i], twos[i + 2]);
+            fours[i + 2] = _mm256_unpacklo_epi64(twos[i + 1], twos[i + 3]);
+            fours[i + 3] = _mm256_unpackhi_epi64(twos[i + 1], twos[i + 3]);
+        }
+        for j in 0..4 {
+            rows[j] = _mm256_permute2x128_si256::<0x20>(fours[j], fours[4 + j]);
+            rows[4 + j] = _mm256_permute2x128_si256::<0x31>(fours[j], fours[4 + j]);
+        }
+        rows
+    }
+}
+
+/// Pairs of 16 numbers of 16 bits each.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn zip_halves(a: __m256i, b: __m256i) -> (__m256i, __m256i) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+        let first = _mm256_permute2x128_si256::<0x20>(low, high);
+        (first, _mm256_permute2x128_si256::<0x31>(low, high))
     }
 }
 

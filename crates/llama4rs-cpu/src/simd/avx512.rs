@@ -80,6 +80,18 @@ const fn magic(shift: u32) -> i32 {
     ((127 + 23 - shift) << 23) as i32
 }
 
+/// Where the numbers of pairs come from: `i` of the one vector and, from 32 on, of the other.
+const ZIP: [[u16; 32]; 2] = {
+    let mut zip = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        zip[i / 16][i % 16 * 2] = i as u16;
+        zip[i / 16][i % 16 * 2 + 1] = 32 + i as u16;
+        i += 1;
+    }
+    zip
+};
+
 /// The weights of the sixteen nibbles.
 const INT4_VALUES: [f32; LANES] =
     [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
@@ -283,6 +295,53 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let (low, high) = (f32::from_bits(*x), f32::from_bits(*x.add(apart)));
             let sum = self.fma(self.bf16_code::<1>(line), self.splat(high), sum);
             self.fma(self.bf16_code::<0>(line), self.splat(low), sum)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const u8, stride: usize) -> [Self::W; LANES] {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            let mut rows = [self.line(from); LANES];
+            for i in 1..LANES {
+                rows[i] = self.line(from.add(i * stride));
+            }
+            let (mut twos, mut fours, mut eights) = (rows, rows, rows);
+            for i in (0..LANES).step_by(2) {
+                twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+                twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+            }
+            // Word `j` of every quarter, of rows `i..i + 4`.
+            for i in (0..LANES).step_by(4) {
+                fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
+                fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
+                fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
+                fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
+            }
+            // Quarters 0 and 2, then 1 and 3, of rows `i..i + 8`.
+            for j in 0..4 {
+                for i in [0, 8] {
+                    let (a, b) = (fours[i + j], fours[i + 4 + j]);
+                    eights[i + j] = _mm512_shuffle_i32x4::<0x88>(a, b);
+                    eights[i + 4 + j] = _mm512_shuffle_i32x4::<0xDD>(a, b);
+                }
+            }
+            for j in 0..8 {
+                let (a, b) = (eights[j], eights[8 + j]);
+                rows[j] = _mm512_shuffle_i32x4::<0x88>(a, b);
+                rows[8 + j] = _mm512_shuffle_i32x4::<0xDD>(a, b);
+            }
+            rows
+        }
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, a: *const u8, b: *const u8) -> [Self::W; 2] {
+        // SAFETY: the token proves the features, the caller the memory.
+        unsafe {
+            let (a, b) = (self.line(a), self.line(b));
+            let [low, high] =
+                [self.line(ZIP[0].as_ptr().cast()), self.line(ZIP[1].as_ptr().cast())];
+            [_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)]
         }
     }
 

@@ -144,6 +144,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// A pair of factors can be read at `x`: [`Simd::PAIR_WORDS`] words, `apart` from each other.
     unsafe fn dot_pairs(self, sum: Self::F, line: Self::W, x: *const u32, apart: usize) -> Self::F;
 
+    /// The words of 16 rows, `stride` bytes from one to the next: line `i` has word `i` of each.
+    ///
+    /// # Safety
+    /// 64 bytes of every row can be read.
+    unsafe fn transpose(self, from: *const u8, stride: usize) -> [Self::W; LANES];
+    /// Pairs of 32 numbers of 16 bits at `a`, in the low halves, and at `b`.
+    ///
+    /// # Safety
+    /// 64 bytes can be read at both.
+    unsafe fn interleave(self, a: *const u8, b: *const u8) -> [Self::W; 2];
+
     /// Input `J` (0 or 1) of a bf16 line.
     fn bf16_code<const J: usize>(self, line: Self::W) -> Self::F;
     /// Input `J` (0 to 3) of an int8 line: byte `J`, minus 128.

@@ -13,6 +13,8 @@
 //! factors of `2^7`: sums are multiples of `2^-126`. Whoever has a sum divides it by `2^64`.
 //! What gets lost are activations below `2^-50`; sums above `2^64` overflow.
 
+use super::{Simd, LANES};
+
 /// What factors are multiplied by.
 pub const FACTOR_SCALE: f32 = 18_446_744_073_709_551_616.0;
 /// What sums are multiplied by in the end.
@@ -28,6 +30,25 @@ pub fn factor(a: f32) -> half::bf16 {
     match a.abs() < LEAST_FACTOR {
         true => half::bf16::ZERO,
         false => half::bf16::from_f32(a),
+    }
+}
+
+/// Writes 16 factors as [`Simd::dot_pairs`] reads them, the words of a pair one after the
+/// other; gives them as floats.
+#[inline(always)]
+pub fn put_factors<S: Simd>(simd: S, a: S::F, to: &mut [u32]) -> S::F {
+    let to = &mut to[..LANES / 2 * S::PAIR_WORDS];
+    let words = simd.factors(a);
+    // SAFETY: eight words are 16 bf16 numbers; two words for a pair are 16 floats, whose
+    // bits may be anything.
+    unsafe {
+        let floats = simd.load_bf16(words.as_ptr().cast());
+        if S::PAIR_WORDS == 1 {
+            to.copy_from_slice(&words);
+        } else {
+            simd.store(floats, to.as_mut_ptr().cast());
+        }
+        floats
     }
 }
 
@@ -64,7 +85,7 @@ pub const CASES: [(f32, u32, u32); 5] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Kernel, Simd, LANES};
+    use crate::simd::Kernel;
     use crate::test_support::{all_dispatches, Random};
 
     struct Factors<'a>(&'a [f32; LANES]);
@@ -171,6 +192,49 @@ mod tests {
                     let (sum, line) = (sums[lane], line[lane]);
                     assert!(alike, "{set}: {sum:e} {line:x} {x:x}: {got:e}, not {expected:e}");
                 }
+            }
+        }
+    }
+
+    /// Lines of the words of 16 rows, and pairs of the first two of them.
+    struct Rearrange<'a>(&'a [u8]);
+
+    impl Kernel for Rearrange<'_> {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<u32> {
+            let mut out = vec![0u32; 18 * LANES];
+            // SAFETY: 16 rows of 100 bytes; lines for 18 times 16 words.
+            unsafe {
+                let lines = simd.transpose(self.0.as_ptr(), 100);
+                let pairs = simd.interleave(self.0.as_ptr(), self.0.as_ptr().add(100));
+                for (to, line) in out.chunks_exact_mut(LANES).zip(lines.into_iter().chain(pairs)) {
+                    simd.store(simd.f32_code(line), to.as_mut_ptr().cast());
+                }
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn every_set_rearranges_alike() {
+        let mut random = Random(4);
+        let bytes: Vec<u8> = (0..16 * 100).map(|_| random.bits() as u8).collect();
+        let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]) as u32;
+        let word = |at: usize| half(at) | half(at + 2) << 16;
+        for (set, dispatch) in all_dispatches() {
+            let got = dispatch.run(Rearrange(&bytes));
+            for (i, got) in got.iter().enumerate() {
+                let (line, lane) = (i / LANES, i % LANES);
+                let expected = match line {
+                    0..16 => word(lane * 100 + line * 4),
+                    _ => {
+                        let at = ((line - 16) * LANES + lane) * 2;
+                        half(at) | half(at + 100) << 16
+                    }
+                };
+                assert_eq!(*got, expected, "{set}: lane {lane} of line {line}");
             }
         }
     }

@@ -151,6 +151,27 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn transpose(self, from: *const u8, stride: usize) -> [Self::W; LANES] {
+        let mut lines = [[0; LANES]; LANES];
+        for row in 0..LANES {
+            // SAFETY: the caller's promise.
+            let words = unsafe { self.line(from.add(row * stride)) };
+            for (line, word) in lines.iter_mut().zip(words) {
+                line[row] = word;
+            }
+        }
+        lines
+    }
+    #[inline(always)]
+    unsafe fn interleave(self, a: *const u8, b: *const u8) -> [Self::W; 2] {
+        // SAFETY: the caller's promise.
+        let (a, b) = unsafe { (self.line(a), self.line(b)) };
+        let half = |words: &[u32; LANES], i: usize| words[i / 2] >> (i % 2 * 16) & 0xFFFF;
+        let pair = |i: usize| half(&a, i) | half(&b, i) << 16;
+        [std::array::from_fn(pair), std::array::from_fn(|i| pair(LANES + i))]
+    }
+
+    #[inline(always)]
     fn f32_code(self, line: Self::W) -> Self::F {
         line.map(f32::from_bits)
     }

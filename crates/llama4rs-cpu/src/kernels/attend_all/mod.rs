@@ -2,7 +2,7 @@
 //!
 //! With two definitions: [`floats`] has single-precision products, [`integers`] rounds
 //! `q`, `k`, `v` and the probabilities to 16-bit integers, for towers whose matrices round
-//! activations to 8 bits anyway.
+//! activations to 8 bits or to bf16 anyway.
 //!
 //! In both a lane is a key in the first product and a column in the second, so no
 //! product needs a sum across lanes. A task is one head of one tile (or a part of

@@ -129,7 +129,7 @@ impl<E: Element> Kernel for ExactPage<'_, '_, '_, E> {
         let seen = |row: usize| (visible + row).saturating_sub(before).min(page_tokens);
         for row in 0..work.sizes.rows {
             work.score(simd, row, seen(row), keys);
-            work.soften(simd, row, seen(row));
+            work.soften(simd, row, seen(row), None);
         }
         work.accumulate(simd, seen, values);
     }

@@ -5,8 +5,9 @@ use llama4rs_tensor::{KvDtype, KvSpan, PageForm, PageId};
 use super::SEGMENT_TOKENS;
 use crate::kernels::exp::reference::exp;
 use crate::kernels::kv_pages::{rotate, KvPages, Sealed};
+use crate::simd::pairs::{factor, SUM_SCALE};
 use crate::simd::LANES;
-use crate::Tensor;
+use crate::{Arithmetic, Tensor};
 
 /// Keys or values of one head: `[token][head_dim]` of one page.
 fn plane(pool: &KvPages, page: PageId, layer: usize, head: usize, value: bool) -> Vec<f32> {
@@ -41,6 +42,18 @@ fn dot<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f32 {
     let mut lanes = [0.0f32; LANES];
     pairs.enumerate().for_each(|(i, (a, b))| lanes[i % LANES] = a.mul_add(*b, lanes[i % LANES]));
     tree(lanes)
+}
+
+/// A sum over pairs, of which the second product comes first.
+fn pair_dot(factors: &[f32], number: impl Fn(usize) -> f32) -> f32 {
+    let number = |i: usize| if number(i).is_subnormal() { 0.0 } else { number(i) };
+    (0..factors.len()).step_by(2).fold(0.0, |sum: f32, i| {
+        let sum = match factors.get(i + 1) {
+            Some(&second) => number(i + 1).mul_add(second, sum),
+            None => sum,
+        };
+        number(i).mul_add(factors[i], sum)
+    })
 }
 
 /// `x * steps` as integers, what one of them stands for, and `x · centres`.
@@ -92,6 +105,29 @@ impl Sums {
                 }
             }
         });
+    }
+
+    /// A page of bf16 numbers in pairs.
+    fn pair_page(&mut self, query: &[f32], keys: &[f32], values: &[f32], scale: f32) {
+        let width = query.len();
+        let rounded = |x: &[f32]| -> Vec<f32> { x.iter().map(|&x| factor(x).to_f32()).collect() };
+        let q = rounded(query);
+        let scores: Vec<f32> = keys
+            .chunks_exact(width)
+            .map(|key| pair_dot(&q, |i| key[i]) * SUM_SCALE * scale)
+            .collect();
+        let largest = scores.iter().fold(self.largest, |m, &s| m.max(s));
+        let change = exp(self.largest - largest);
+        let p: Vec<f32> = scores.iter().map(|s| exp(s - largest)).collect();
+        let p = rounded(&p);
+        let mut lanes = [0.0; LANES];
+        p.iter().enumerate().for_each(|(t, p)| lanes[t % LANES] += p);
+        self.largest = largest;
+        self.sum = self.sum.mul_add(change, tree(lanes) * SUM_SCALE);
+        for (i, acc) in self.acc.iter_mut().enumerate() {
+            let part = pair_dot(&p, |t| values[t * width + i]);
+            *acc = part.mul_add(SUM_SCALE, *acc * change);
+        }
     }
 
     /// A page of codes.
@@ -152,8 +188,13 @@ pub fn attend(
     queries: &Tensor,
     spans: &[KvSpan],
     scale: f32,
+    arithmetic: Arithmetic,
 ) -> Vec<f32> {
     let (width, page_tokens) = (pool.geometry().head_dim, pool.geometry().page_tokens);
+    let in_pairs = arithmetic == Arithmetic::Fast
+        && pool.geometry().dtype != KvDtype::F32
+        && width % 32 == 0
+        && page_tokens % 16 == 0;
     let mut out = vec![0.0; queries.values().len()];
     for_each_query(pool, queries, spans, |at, q, kv_head, pages, visible| {
         let mut total = Sums::new(width);
@@ -171,7 +212,11 @@ pub fn attend(
                 } else if seen > 0 {
                     let keys = plane(pool, page, layer, kv_head, false);
                     let values = plane(pool, page, layer, kv_head, true);
-                    segment.exact_page(q, &keys[..seen], &values[..seen], scale);
+                    let (keys, values) = (&keys[..seen], &values[..seen]);
+                    match in_pairs {
+                        true => segment.pair_page(q, keys, values, scale),
+                        false => segment.exact_page(q, keys, values, scale),
+                    }
                 }
             }
             if segment.sum > 0.0 {

@@ -188,7 +188,7 @@ impl<const BITS: usize> IntegerKernel for AddSealed<'_, '_, BITS> {
         let Sizes { rows, padded_tokens, .. } = self.work.sizes;
         for row in 0..rows {
             self.each::<I>(integers, row, Side::Keys);
-            self.work.soften(integers.simd(), row, padded_tokens);
+            self.work.soften(integers.simd(), row, padded_tokens, None);
             self.each::<I>(integers, row, Side::Values);
         }
     }

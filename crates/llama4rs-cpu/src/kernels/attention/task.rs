@@ -1,15 +1,16 @@
 //! One block of rows and one key/value head, over some of its segments.
 
-use llama4rs_tensor::{KvDtype, PageForm, PageId};
+use llama4rs_tensor::{KvDtype, KvGeometry, PageForm, PageId};
 
 use super::exact::{unpack, Bf16, Element, ExactPage, Rows, F32};
+use super::pairs::{Ahead, PairPage, PairScratch, LINE};
 use super::sealed::{AddSealed, Scales, SealedPage, SealedScratch};
 use super::work::{Partial, Sizes, Work};
 use super::SEGMENT_TOKENS;
 use crate::kernels::kv_pages::{rotate, KvPages};
 use crate::parallel::Shared;
 use crate::simd::{IntegerKernel, Integers, Simd, LANES};
-use crate::Tensor;
+use crate::{Arithmetic, Tensor};
 
 /// Working memory of one task.
 #[derive(Default)]
@@ -22,6 +23,7 @@ pub struct TaskScratch {
     /// Centres and steps of a sealed page.
     scales: Vec<f32>,
     sealed: SealedScratch,
+    pairs: PairScratch,
     segment: Vec<f32>,
     total: Vec<f32>,
 }
@@ -39,6 +41,7 @@ pub struct Rowset<'a> {
     /// Tokens that the first row sees.
     pub visible: usize,
     pub scale: f32,
+    pub arithmetic: Arithmetic,
 }
 
 /// Pages of a segment.
@@ -56,6 +59,15 @@ impl Rowset<'_> {
             width: geometry.head_dim.next_multiple_of(LANES),
             padded_tokens: geometry.page_tokens.next_multiple_of(LANES),
         }
+    }
+
+    /// Whether exact pages are multiplied in pairs: pages of bf16 that are whole lines.
+    fn in_pairs(&self) -> bool {
+        let KvGeometry { head_dim, page_tokens, dtype, .. } = *self.pool.geometry();
+        self.arithmetic == Arithmetic::Fast
+            && dtype.exact() == KvDtype::Bf16
+            && head_dim.is_multiple_of(LINE)
+            && page_tokens.is_multiple_of(LANES)
     }
 
     /// The pages that some row sees.
@@ -110,7 +122,7 @@ impl IntegerKernel for AttentionTask<'_> {
     fn run<I: Integers>(self, integers: I) {
         let Self { rowset, goal, scratch } = self;
         let sizes = rowset.sizes();
-        scratch.prepare(&rowset, sizes);
+        scratch.prepare(integers.simd(), &rowset, sizes);
         match goal {
             Goal::Segment(index, floats) => {
                 scratch.segment(integers, &rowset, index, Partial::of(sizes, floats));
@@ -159,7 +171,8 @@ impl crate::simd::Kernel for MergeTask<'_> {
 
 impl TaskScratch {
     /// Brings the queries in and makes room.
-    fn prepare(&mut self, rowset: &Rowset<'_>, sizes: Sizes) {
+    #[inline(always)]
+    fn prepare<S: Simd>(&mut self, simd: S, rowset: &Rowset<'_>, sizes: Sizes) {
         let Sizes { heads, head_dim, width, padded_tokens, .. } = sizes;
         refill(&mut self.queries, sizes.queries() * width);
         for (i, query) in self.queries.chunks_exact_mut(width).enumerate() {
@@ -174,6 +187,9 @@ impl TaskScratch {
         refill(&mut self.scores, sizes.queries() * padded_tokens);
         refill(&mut self.scales, 2 * (width + padded_tokens));
         self.sealed.prepare(sizes);
+        if rowset.in_pairs() {
+            self.pairs.prepare(simd, sizes, &self.queries);
+        }
     }
 
     /// Gathers the pages of segment `index` into `partial`.
@@ -190,7 +206,7 @@ impl TaskScratch {
         let geometry = pool.geometry();
         let page_tokens = geometry.page_tokens;
         let last_visible = visible + rowset.rows - 1;
-        let Self { queries, scores, keys: k, values: v, scales, sealed, .. } = self;
+        let Self { queries, scores, keys: k, values: v, scales, sealed, pairs, .. } = self;
         partial.clear();
         let next = std::ptr::null();
         let mut work = Work { sizes, scale, queries, scores, partial, next };
@@ -212,6 +228,10 @@ impl TaskScratch {
             }
             let before = number * page_tokens;
             let (keys, values) = head.split_at(geometry.plane_bytes());
+            if rowset.in_pairs() {
+                add_pairs(simd, &mut work, pairs, rowset, before, keys, values);
+                continue;
+            }
             if sizes.width != sizes.head_dim {
                 let tokens = page_tokens.min(last_visible - before);
                 unpack(geometry.dtype, keys, tokens, sizes, k);
@@ -260,6 +280,23 @@ fn add_exact<'k, S: Simd, E: Element>(
     let page_tokens = rowset.pool.geometry().page_tokens;
     let visible = rowset.visible;
     simd.run(ExactPage { work, before, page_tokens, visible, keys, values });
+}
+
+/// [`PairPage`] in a function of its own.
+#[inline(never)]
+fn add_pairs<S: Simd>(
+    simd: S,
+    work: &mut Work<'_>,
+    scratch: &mut PairScratch,
+    rowset: &Rowset<'_>,
+    before: usize,
+    keys: &[u8],
+    values: &[u8],
+) {
+    let page_tokens = rowset.pool.geometry().page_tokens;
+    let visible = rowset.visible;
+    let ahead = Ahead::new(work.next, keys.len() + values.len());
+    simd.run(PairPage { work, scratch, before, page_tokens, visible, keys, values, ahead });
 }
 
 /// The sections of one head, its centres and steps as floats in `scales`.

@@ -1,6 +1,7 @@
 //! What the queries of a task have gathered, and how they gather more.
 
 use crate::kernels::exp::exp;
+use crate::simd::pairs::{put_factors, SUM_SCALE};
 use crate::simd::{Simd, LANES};
 
 /// Sizes that the steps of a task share. A *query* is one head of one row; the
@@ -91,9 +92,16 @@ pub struct Work<'a> {
 
 impl Work<'_> {
     /// Scores of a row's queries to probabilities, which its `seen` tokens share.
-    /// What was gathered before is scaled to the new largest score.
+    /// What was gathered before is scaled to the new largest score. With `factors`, for
+    /// all tokens of each query, they are rounded and go there.
     #[inline(always)]
-    pub fn soften<S: Simd>(&mut self, simd: S, row: usize, seen: usize) {
+    pub fn soften<S: Simd>(
+        &mut self,
+        simd: S,
+        row: usize,
+        seen: usize,
+        mut factors: Option<&mut [u32]>,
+    ) {
         let heads = self.sizes.heads;
         if seen == 0 {
             return;
@@ -104,9 +112,12 @@ impl Work<'_> {
             for (query, change) in queries.clone().zip(&mut changes) {
                 *change = self.raise_largest(simd, query, seen);
             }
-            let factors = exp_lanes(simd, changes);
-            for (query, factor) in queries.zip(factors) {
-                self.add_probabilities(simd, query, seen, factor);
+            let changes = exp_lanes(simd, changes);
+            let words = self.sizes.padded_tokens / 2 * S::PAIR_WORDS;
+            for (query, change) in queries.zip(changes) {
+                let at = (query - row * heads) * words;
+                let factors = factors.as_mut().map(|factors| &mut factors[at..at + words]);
+                self.add_probabilities(simd, query, seen, change, factors);
             }
         }
     }
@@ -128,25 +139,47 @@ impl Work<'_> {
         before - largest
     }
 
-    /// Turns scores into probabilities; `factor` scales what was there before.
+    /// Turns scores into probabilities; `change` scales what was there before.
     #[inline(always)]
-    fn add_probabilities<S: Simd>(&mut self, simd: S, query: usize, seen: usize, factor: f32) {
+    fn add_probabilities<S: Simd>(
+        &mut self,
+        simd: S,
+        query: usize,
+        seen: usize,
+        change: f32,
+        factors: Option<&mut [u32]>,
+    ) {
         let Sizes { width, padded_tokens, .. } = self.sizes;
         let largest = simd.splat(self.partial.largest[query]);
         let scores = &mut self.scores[query * padded_tokens..][..seen.next_multiple_of(LANES)];
         let mut sum = simd.splat(0.0);
-        for chunk in scores.chunks_exact_mut(LANES) {
-            // SAFETY: 16 floats.
-            unsafe {
-                let p = exp(simd, simd.sub(simd.load(chunk.as_ptr()), largest));
-                simd.store(p, chunk.as_mut_ptr());
-                sum = simd.add(sum, p);
+        let sum = match factors {
+            None => {
+                for chunk in scores.chunks_exact_mut(LANES) {
+                    // SAFETY: 16 floats.
+                    unsafe {
+                        let p = exp(simd, simd.sub(simd.load(chunk.as_ptr()), largest));
+                        simd.store(p, chunk.as_mut_ptr());
+                        sum = simd.add(sum, p);
+                    }
+                }
+                simd.sum(sum)
             }
-        }
-        self.partial.sum[query] = self.partial.sum[query].mul_add(factor, simd.sum(sum));
-        if factor != 1.0 {
+            Some(factors) => {
+                let factors = factors.chunks_exact_mut(LANES / 2 * S::PAIR_WORDS);
+                for (chunk, factors) in scores.chunks_exact(LANES).zip(factors) {
+                    // SAFETY: 16 floats.
+                    let score = unsafe { simd.load(chunk.as_ptr()) };
+                    let p = exp(simd, simd.sub(score, largest));
+                    sum = simd.add(sum, put_factors(simd, p, factors));
+                }
+                simd.sum(sum) * SUM_SCALE
+            }
+        };
+        self.partial.sum[query] = self.partial.sum[query].mul_add(change, sum);
+        if change != 1.0 {
             let acc = &mut self.partial.acc[query * width..][..width];
-            acc.iter_mut().for_each(|acc| *acc *= factor);
+            acc.iter_mut().for_each(|acc| *acc *= change);
         }
     }
 }
