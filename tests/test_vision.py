@@ -53,9 +53,9 @@ def test_greedy_tokens_equal_transformers(
     assert tokens == expected
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize(("name", "prompt"), PROMPTS)
-def test_integer_towers_are_close_and_do_not_depend_on_threads_or_tiles(
+def test_fast_towers_are_close_and_do_not_depend_on_threads_or_tiles(
     checkpoint: MakeCheckpoint, name: str, prompt: str, weights: str
 ) -> None:
     _, pixels = image_prompts(MULTIMODAL[name])[prompt]

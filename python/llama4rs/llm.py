@@ -96,10 +96,10 @@ class Llama4:
             files, which are mapped: texts may be longer than memory. ``"copy"`` reads them, for
             network file systems and wherever other programs may cut files short.
         arithmetic: How products are computed. ``"fast"`` (None): on the CPU, activations that meet
-            int4 and int8 weights are rounded to 8 bits and multiplied by integer instructions; on
-            a GPU, activations that meet bf16, int8 and int4 weights or bf16 and int8 keys are
-            rounded to bf16 and multiplied by tensor cores. ``"exact"`` keeps them in single
-            precision.
+            int4 and int8 weights are rounded to 8 bits and multiplied by integer instructions,
+            those that meet bf16 weights or bf16 keys and values are rounded to bf16; on a GPU,
+            activations that meet bf16, int8 and int4 weights or bf16 and int8 keys are rounded
+            to bf16 and multiplied by tensor cores. ``"exact"`` keeps them in single precision.
         image_cache_bytes: Most bytes of features of images that are kept, so that a question about
             a picture seen before does not encode it again, ``"1GB"`` or a number; 0 keeps none.
         allow_image_urls: Fetch images that are named by an ``http(s)`` URL. They can point into

@@ -1,22 +1,24 @@
-//! How products with integer weights are computed.
+//! How products are computed.
 
 use std::fmt;
 use std::str::FromStr;
 
 use llama4rs_tensor::{Error, Result};
 
-/// What happens to activations on their way into a product with `int4` or
-/// `int8` weights. Products with `f32` and `bf16` weights are not affected.
+/// What happens to activations on their way into a product. Products with `f32`
+/// weights, and attention over `f32` keys and values, are not affected.
 ///
 /// Either way a result depends on nothing but its own row and the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// Activations stay in single precision.
     Exact,
-    /// Activations are rounded to 8-bit integers, one scale per group of inputs,
-    /// and multiplied by integer instructions: several times as fast, at a
-    /// relative error of half a percent or so. In a vision tower with such weights
-    /// the attention's products are integers, too, of 11 to 14 bits.
+    /// For `int4` and `int8` weights activations are rounded to 8-bit integers, one
+    /// scale per group of inputs, and multiplied by integer instructions: several
+    /// times as fast, at a relative error of half a percent or so. For `bf16` weights,
+    /// and for attention over `bf16` keys and values, they are rounded to bf16: twice
+    /// as fast, at a sixth of a percent. In a vision tower with any of these weights
+    /// the attention's products are integers of 11 to 14 bits.
     #[default]
     Fast,
 }
