@@ -169,7 +169,7 @@ mod tests {
                 0..0x4680 => 0,
                 _ => half,
             };
-            let x = factor(half() + 0x2000 & 0xFFFF) | factor(half()) << 16;
+            let x = factor((half() + 0x2000) & 0xFFFF) | factor(half()) << 16;
             let line: [u32; LANES] = std::array::from_fn(|_| half() | half() << 16);
             let sums = std::array::from_fn(|lane| match (i + lane) % 4 {
                 0 => 0.0,
