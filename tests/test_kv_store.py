@@ -147,8 +147,9 @@ class StoredTexts(RuleBasedStateMachine):
     def damage(self, data: st.DataObject, cut: bool) -> None:
         file = data.draw(st.sampled_from(segments(self.kv_dir)))
         content = bytearray(file.read_bytes())
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at] ^= 1 << data.draw(st.integers(0, 7))
+        at = data.draw(st.integers(0, max(len(content) - 1, 0)))
+        if content:  # an earlier cut may have left nothing
+            content[at] ^= 1 << data.draw(st.integers(0, 7))
         # A new file: what is mapped never changes in place.
         file.unlink()
         file.write_bytes(content[:at] if cut else content)
