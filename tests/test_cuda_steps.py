@@ -18,6 +18,7 @@ __all__ = ["device"]
 
 GRAPHS = "LLAMA4RS_CUDA_GRAPHS"
 WAITS = ("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize", "cuMemcpyDtoH_v2")
+OUT_OF_MEMORY = 2
 # Heads that tensor cores take, one rotary and one global layer.
 SHAPE = {
     "num_hidden_layers": 2,
@@ -47,9 +48,9 @@ class Driver:
         self.library.llama4rs_sim_calls(text, len(text))
         return Counter(json.loads(text.value))
 
-    def fail(self, name: str) -> None:
-        """Lets the next call of a function fail."""
-        self.library.llama4rs_sim_fail(name.encode(), 1, 999)
+    def fail(self, name: str, calls: int = 1, code: int = 999) -> None:
+        """Lets the next calls of a function fail."""
+        self.library.llama4rs_sim_fail(name.encode(), calls, code)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,38 @@ def test_prompts_wait_once_for_a_step(model: str, driver: Driver) -> None:
             waits.append((driver.calls() - before)["cuStreamSynchronize"])
     # Later ones find their memory.
     assert waits[-2:] == [1, 1]
+
+
+def test_scratch_of_a_step_is_that_of_a_layer(
+    driver: Driver, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In the first step, too, which finds no region for it. Only two results of each layer, which
+    the host reads at the end, stay."""
+    allocations = []
+    for layers in (2, 6):
+        path = tmp_path_factory.mktemp("layers")
+        shape = SHAPE | {"num_hidden_layers": layers, "no_rope_layers": [1, 0] * (layers // 2)}
+        make_checkpoint(path, TEXT["scout_like"] | shape, 7)
+        engine = CudaEngine(str(path), weights="int4")
+        before = driver.calls()
+        engine.submit(PROMPTS["crosses"][:200], max_tokens=1).next()
+        allocations.append((driver.calls() - before)["cuMemAlloc_v2"])
+    assert allocations[1] - allocations[0] <= 2 * (6 - 2)
+
+
+def test_a_region_for_which_there_is_no_memory_costs_no_request(model: str, driver: Driver) -> None:
+    options: dict[str, Any] = {"max_tokens": 6, "stop_token_ids": []}
+    answers = []
+    for fails in (False, True):
+        engine = CudaEngine(model, weights="int4")
+        request, tokens = engine.submit(PROMPTS["short"], **options), []
+        while (event := request.next()) is not None:
+            tokens.append(event.token_id)
+            if fails and len(tokens) == 1:
+                # The next step wants what the first one lacked; given up memory is tried again.
+                driver.fail("cuMemAlloc_v2", 2, OUT_OF_MEMORY)
+        answers.append(tokens)
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,9 @@ class Engine:
     def max_context(self) -> int:
         """Most tokens that one sequence may have."""
     @property
+    def step_tokens(self) -> int:
+        """Most prompt tokens that one step computes."""
+    @property
     def device(self) -> str:
         """The backend in words, such as `"cpu (avx512, 4 threads)"`."""
     @property

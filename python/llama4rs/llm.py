@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,8 +76,8 @@ class Llama4:
             of bytes; None for what is available when the model is open, less what computing needs
             and a margin. A request that can never fit is an error when it is made; others wait
             in order until there is room for all that they may need.
-        step_tokens: Most tokens that one step computes, for all requests together; None for the
-            default. Smaller steps let new requests in sooner.
+        step_tokens: Most tokens that one step computes, for all requests together; None for 512,
+            on a GPU 4096. Smaller steps let new requests in sooner.
         seed: Seed of requests that name none. The same seed gives the same text. None takes a new
             one for every request.
         tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the
@@ -199,21 +200,20 @@ class Llama4:
                 progress=report,
             )
         if kv_memory is None:
-            kv_memory = free_kv_memory(
-                self._engine, self.path, step_tokens, self._image_cache.max_bytes
-            )
+            kv_memory = free_kv_memory(self._engine, self.path, self._image_cache.max_bytes)
         if kv_memory is not None:
             self._engine.set_kv_memory(kv_memory)
         self.kv_dir: Path | None = None if kv_dir is None else Path(kv_dir)
         """Where saved sessions are."""
         self._plan_options: dict[str, int | None] = {
             "threads": threads,
-            "step_tokens": step_tokens,
+            "step_tokens": self._engine.step_tokens,
             "prefix_cache_bytes": prefix_cache_bytes,
         }
         # Unless said, the text that was used last may take all that there is.
+        limit = self._engine.kv_memory
         self._prefix_cache_bytes = (
-            max(PREFIX_CACHE_BYTES, self._engine.kv_memory or 0)
+            max(PREFIX_CACHE_BYTES, sys.maxsize if limit is None else limit)
             if prefix_cache_bytes is None
             else prefix_cache_bytes
         )

@@ -65,12 +65,10 @@ def open_chat_template(
     return given
 
 
-def free_kv_memory(
-    engine: Engine, folder: Path, step_tokens: int | None, image_cache_bytes: int
-) -> int | None:
+def free_kv_memory(engine: Engine, folder: Path, image_cache_bytes: int) -> int | None:
     """Bytes that this machine has for keys and values now that the model is open; see
     `planning.budget.kv_memory`."""
-    from .planning.budget import STEP_TOKENS, kv_memory
+    from .planning.budget import kv_memory
     from .planning.machine import this_machine
     from .planning.shape import read_shape
 
@@ -81,7 +79,7 @@ def free_kv_memory(
     return kv_memory(
         shape,
         this_machine(folder),
-        step_tokens=step_tokens or STEP_TOKENS,
+        step_tokens=engine.step_tokens,
         mapped_bytes=engine.summary()["weight_bytes"] if is_mapped else 0,
         other_bytes=image_cache_bytes if shape.vision else 0,
     )

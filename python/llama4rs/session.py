@@ -369,6 +369,8 @@ class Session:
             addition = added(self._state, self._llm._encoder, piece, images, tools, parse_special)
             if addition.tokens:
                 self._compute(addition.state, report, interruption)
+            if interruption.is_set:
+                raise SessionError(f"an addition to the session {self.name!r} was cancelled")
             self._state = addition.state
         self._check_room()
         return addition.tokens

@@ -205,6 +205,12 @@ class Interruption:
             if self._request is not None:
                 self._request.cancel()
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it was cancelled."""
+        with self._lock:
+            return self._is_set
+
 
 async def in_thread(work: Callable[[], Result], interrupt: Callable[[], None]) -> Result:
     """What `work` returns, computed in a thread.

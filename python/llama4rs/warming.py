@@ -106,4 +106,4 @@ def _large_page_bytes(file: Path) -> int | None:
             of_file = line.endswith(name)
         elif of_file and head == "FilePmdMapped:":
             found += int(rest.split()[0]) * 1024
-    return found
+    return min(found, file.stat().st_size)  # twice where this process has the model open

@@ -89,8 +89,14 @@ impl Executable {
         let recorded = record();
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(stream) }.during("end a capture");
-        recorded?;
-        let graph = graph?;
+        let graph = match (recorded, graph) {
+            (Ok(()), graph) => graph?,
+            (Err(error), graph) => {
+                // SAFETY: it came from the driver. A failure has nobody to be told.
+                let _ = graph.map(|graph| unsafe { sys::cuGraphDestroy(graph) });
+                return Err(error);
+            }
+        };
         let mut executable = std::ptr::null_mut();
         // SAFETY: `graph` came from the driver; the place for the answer is valid.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) }

@@ -249,8 +249,14 @@ impl Gpu {
         for (which, (wanted, name)) in wanted.into_iter().zip(names).enumerate() {
             let Some(bytes) = wanted else { continue };
             let held = crate::memory::rounded(bytes);
-            let host = if which > 0 { Some(Pinned::new(bytes)?) } else { None };
-            let address = self.allocate(held, name)?;
+            let host = if which > 0 { Pinned::new(bytes).map(Some) } else { Ok(None) };
+            let place = host.and_then(|host| Ok((host, self.allocate(held, name)?)));
+            let (host, address) = match place {
+                Ok(place) => place,
+                // Without it, what finds no room takes memory of its own, as in the last step.
+                Err(Error::OutOfMemory { .. }) => continue,
+                Err(error) => return Err(error),
+            };
             let mut steps = self.steps();
             let region = match which {
                 0 => &mut steps.arena,
@@ -334,6 +340,11 @@ impl Gpu {
         let home = Home::Arena(steps.generation);
         if let Some(address) = steps.free.get_mut(&bytes).and_then(Vec::pop) {
             return Some((address, home));
+        }
+        // What found no room in the arena either and was given back meanwhile: launches come in order.
+        if let Some(known) = steps.dropped.iter().position(|&(held, _)| held == bytes) {
+            let (_, address) = steps.dropped.swap_remove(known);
+            return Some((address, Home::Free));
         }
         let at = steps.arena.take(bytes)?;
         Some((steps.arena.address + at as u64, home))

@@ -169,7 +169,9 @@ impl PrefixTree {
 
     /// Whether all nodes are one text's, with nothing to give up before them.
     pub fn is_one_text(&self) -> bool {
-        self.leaves.len() <= 1 && self.retired.is_empty()
+        let held =
+            |id: &PageHash| self.nodes.get(id).is_some_and(|node| node.pages.chunked.is_some());
+        self.leaves.len() <= 1 && !self.retired.iter().any(|(id, _)| held(id))
     }
 
     /// Removes the leaf that was not used for longest, if the last [`find`](Self::find) did not

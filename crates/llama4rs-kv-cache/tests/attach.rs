@@ -101,6 +101,31 @@ fn no_byte_is_read_that_the_next_token_does_not_need() {
 }
 
 #[test]
+fn a_text_of_more_files_than_may_be_open_is_found() {
+    const PAGES: usize = 300;
+    let backend = Cpu::new(Some(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let keys = text(PAGES * PAGE_TOKENS + 1);
+    for pages in 1..=PAGES {
+        let mut grown = cache(&backend, KvDtype::Bf16, dir.path(), ReadMode::Copy);
+        compute(&backend, &mut grown, &keys[..pages * PAGE_TOKENS + 1]);
+    }
+    let files = walk(dir.path()).len();
+    assert!(files > 100, "{files} files");
+    let mut later = cache(&backend, KvDtype::Bf16, dir.path(), ReadMode::Map);
+    let mut kv = later.sequence();
+    let found = later.attach(&backend, &mut kv, &keys, &mut || false).unwrap();
+    assert_eq!(found, PAGES * PAGE_TOKENS);
+    assert_eq!(later.bytes_read().pages, needed_bytes(KvDtype::Bf16, PAGES) as u64);
+}
+
+/// The files below a directory.
+fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
 fn an_interruption_while_a_text_is_read_leaves_nothing_half_done() {
     let backend = Cpu::new(Some(1)).unwrap();
     let dir = tempfile::tempdir().unwrap();

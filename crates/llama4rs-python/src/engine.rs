@@ -346,6 +346,12 @@ impl Engine {
         self.engine.settings().max_context
     }
 
+    /// Most prompt tokens of a step.
+    #[getter]
+    fn step_tokens(&self) -> usize {
+        self.engine.settings().step_tokens
+    }
+
     #[getter]
     fn device(&self) -> String {
         self.engine.device()

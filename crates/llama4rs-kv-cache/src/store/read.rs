@@ -15,6 +15,8 @@ use crate::{PoolKind, PAGE_TOKENS};
 
 /// Another thread is worth its start for so many bytes.
 const BYTES_PER_THREAD: u64 = 256 << 10;
+/// Files that are open at the same time: a system may allow a process as few as 256.
+const OPEN_FILES: usize = 64;
 
 /// The caller asked to stop while pages were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,24 +62,34 @@ impl Store {
         }
         let mut path = self.path(pool, text, floor);
         path.retain(|stretch| stretch.end() > wanted.start && stretch.start() < wanted.end);
-        let threads = self.threads_for((path.len() * MAX_META_BYTES) as u64);
-        let opened = run_in_order(threads, path.len(), interrupted, |number, _: &mut ()| {
-            self.open_stretch(&path[number], text)
-        });
-        let segments = self.sound(opened, |number| path[number].name)?;
+        let mut found = Vec::with_capacity(wanted.len());
+        for path in path.chunks(OPEN_FILES) {
+            let threads = self.threads_for((path.len() * MAX_META_BYTES) as u64);
+            let opened = run_in_order(threads, path.len(), interrupted, |number, _: &mut ()| {
+                self.open_stretch(&path[number], text)
+            });
+            let segments = self.sound(opened, |number| path[number].name)?;
 
-        let mut pages = Vec::with_capacity(wanted.len());
-        for (stretch, segment) in path.iter().zip(&segments) {
-            let here = stretch.start().max(wanted.start)..stretch.end().min(wanted.end);
-            pages.extend(here.map(|page| (stretch, segment, page)));
+            let mut pages = Vec::new();
+            for (stretch, segment) in path.iter().zip(&segments) {
+                let here = stretch.start().max(wanted.start)..stretch.end().min(wanted.end);
+                pages.extend(here.map(|page| (stretch, segment, page)));
+            }
+            let bytes =
+                |&(stretch, _, page): &(&Stretch, _, _)| self.sizes.of(stretch.name.pool, page);
+            let threads = self.threads_for(pages.iter().map(bytes).sum::<usize>() as u64);
+            let read = run_in_order(threads, pages.len(), interrupted, |number, scratch| {
+                let (stretch, segment, page) = pages[number];
+                self.read_page(&stretch.name, segment, page, scratch)
+            });
+            let read = self.sound(read, |number| pages[number].0.name)?;
+            let is_whole = segments.len() == path.len() && read.len() == pages.len();
+            found.extend(read);
+            if !is_whole {
+                break;
+            }
         }
-        let bytes = |&(stretch, _, page): &(&Stretch, _, _)| self.sizes.of(stretch.name.pool, page);
-        let threads = self.threads_for(pages.iter().map(bytes).sum::<usize>() as u64);
-        let read = run_in_order(threads, pages.len(), interrupted, |number, scratch| {
-            let (stretch, segment, page) = pages[number];
-            self.read_page(&stretch.name, segment, page, scratch)
-        });
-        self.sound(read, |number| pages[number].0.name)
+        Ok(found)
     }
 
     /// What an outcome has before its first failure; the file that failed is blamed.
