@@ -6,13 +6,13 @@
 
 MODEL is a directory made by `llama4rs synth`; several (other formats of the same shape) and the
 peer take turns. Every run measures the limits just before: what the threads read from memory in
-large pages, and their integer dot products, with which all of these engines compute. The limit of
-a decode step is the longer one of the times to read its weights, keys and values and to do its
-operations; that of a prompt is its operations, attention left out. Figures are medians with minimum
-and maximum; shares of the limit are computed run by run. --json adds to a list of reports, after
-each test. --depth adds decoding behind long prompts, whose keys and values --kv-dir keeps from one
-run to the next (the peer's stay in files beside its model). --startup adds start and memory
-(`startup.py`).
+large pages, and their integer dot products, with which all of these engines compute (with bf16
+weights: products of pairs). The limit of a decode step is the longer one of the times to read its
+weights, keys and values and to do its operations; that of a prompt is its operations, attention
+left out. Figures are medians with minimum and maximum; shares of the limit are computed run by
+run. --json adds to a list of reports, after each test. --depth adds decoding behind long prompts,
+whose keys and values --kv-dir keeps from one run to the next (the peer's stay in files beside its
+model). --startup adds start and memory (`startup.py`).
 
 --cpu-time counts the processor time of one thread, and the limits are the best rounds of each run,
 the median of all runs: what others take of the processor does not count then, what they take of
@@ -38,7 +38,7 @@ import startup
 from engines import Llama4rs, LlamaCpp, Measured
 
 import llama4rs
-from llama4rs._llama4rs import cpu_features, integer_dot_peak, read_bandwidth
+from llama4rs._llama4rs import cpu_features, integer_dot_peak, pair_dot_peak, read_bandwidth
 
 PROBE_BYTES = 512 << 20
 PROBE_ROUNDS = 5
@@ -140,7 +140,8 @@ def measure(
         for i, engine in enumerate(engines):
             print(f"{test.name}: run {run + 1} of {runs}, {engine.name}   ", end="\r", flush=True)
             bandwidth = best_or_median(read_bandwidth(PROBE_BYTES, threads, PROBE_ROUNDS))
-            peak = best_or_median(integer_dot_peak(threads, PROBE_ROUNDS))
+            peak_of = pair_dot_peak if engine.name.endswith("bf16") else integer_dot_peak
+            peak = best_or_median(peak_of(threads, PROBE_ROUNDS))
             limits[i].append((bandwidth, peak))
             rates[i].append(test.tokens_per_second(engine, rng))
     bandwidths, peaks = zip(*(limit for some in limits for limit in some), strict=True)
@@ -159,7 +160,7 @@ def measure(
                 "share_of_limit": spread(shares),
                 "bytes_per_step": engine.bytes_per_step(test.sequences, test.depth(runs)),
                 "read_bandwidth": spread(bandwidths),
-                "integer_dot_peak": spread(peaks),
+                "operations_peak": spread(peaks),
             }
         )
     return results
@@ -317,7 +318,7 @@ def main() -> None:
             show_startup(result)
         if path:
             save(path, earlier, report)
-    for name, unit in (("read_bandwidth", "GB/s"), ("integer_dot_peak", "GOP/s")):
+    for name, unit in (("read_bandwidth", "GB/s"), ("operations_peak", "GOP/s")):
         values = [value / 1e9 for result in results for value in result[name]["values"]]
         if values:
             print(

@@ -5,9 +5,10 @@
 
 A tower with a few of the 34 layers (random weights; every layer costs the same) is written as a
 published checkpoint into a temporary directory. Operations are counted from the shapes; their share
-is that of the peak of integer dot products (int8) or of single-precision multiply-adds, measured
-just before each run. Features are compared with those of the float32 tower, if there is one. With
---torch the same layers run in transformers, in bfloat16 and float32, alternating in the same run.
+is that of the peak of integer dot products (int8), products of pairs (bf16) or single-precision
+multiply-adds (f32), measured just before each run. Features are compared with those of the float32
+tower, if there is one. With --torch the same layers run in transformers, in bfloat16 and float32,
+alternating in the same run.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from llama4rs._llama4rs import Engine, integer_dot_peak, multiply_add_peak
+from llama4rs._llama4rs import Engine, integer_dot_peak, multiply_add_peak, pair_dot_peak
 
 WIDTH, HEADS, INNER, SIDE, PATCH, OUT, HIDDEN = 1408, 16, 5632, 336, 14, 4096, 256
 ROWS = (SIDE // PATCH) ** 2 + 1
+PEAKS = {"int8": integer_dot_peak, "bf16": pair_dot_peak, "f32": multiply_add_peak}
 
 
 def configuration(layers: int) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def main() -> None:
         for run in range(arguments.runs + 1):
             print(f"run {run} of {arguments.runs}", end="\r", flush=True)
             for name, tower in towers.items():
-                peak = integer_dot_peak if "int8" in name else multiply_add_peak
+                peak = PEAKS.get(name.removeprefix("llama4rs "), multiply_add_peak)
                 limit = statistics.median(peak(arguments.threads, 3))
                 started = time.perf_counter()
                 tower(pixels)

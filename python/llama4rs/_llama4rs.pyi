@@ -25,6 +25,7 @@ __all__ = [
     "multiply_add_peak",
     "open_info",
     "pack",
+    "pair_dot_peak",
     "plan_sizes",
     "plan_tensors",
     "read_bandwidth",
@@ -57,6 +58,10 @@ def multiply_add_peak(threads: int, rounds: int = 5) -> list[float]:
 
 def integer_dot_peak(threads: int, rounds: int = 5) -> list[float]:
     """Operations per second of dot products of bytes (two per product), once per round."""
+
+def pair_dot_peak(threads: int, rounds: int = 5) -> list[float]:
+    """Operations per second of products of pairs of bf16 numbers (two per product), once per
+    round."""
 
 def matmul_seconds(
     weights: str,

@@ -84,10 +84,9 @@ def _warm_file(
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with suppress(OSError):  # without large pages the file is read all the same
                     mapped.madvise(mmap.MADV_HUGEPAGE)
-            step = max(mmap.PAGESIZE, 4096)
             for at in range(0, size, _LARGE_PAGE):
                 # Every page: where the system has no large ones, the first does not bring the rest.
-                _ = mapped[at : min(at + _LARGE_PAGE, size) : step]
+                _ = mapped[at : min(at + _LARGE_PAGE, size) : mmap.PAGESIZE]
                 if report is not None:
                     report(f"reading {file.name}", before + at, total)
             return _large_page_bytes(file)

@@ -16,7 +16,7 @@ mod data;
 use std::time::Instant;
 
 use data::{check, random_matrix, random_values};
-use llama4rs_cpu::{integer_dot_peak, multiply_add_peak, Cpu, Tensor};
+use llama4rs_cpu::{integer_dot_peak, multiply_add_peak, pair_dot_peak, Cpu, Tensor};
 use llama4rs_tensor::{Backend, PackedMatrix, VisionBackend, WeightFormat};
 
 const TILE_ROWS: usize = 577;
@@ -80,11 +80,13 @@ impl<'a> Block<'a> {
     }
 
     fn measure_peak(&mut self) {
-        let peak = match self.fc1.format().group() {
-            Some(_) => integer_dot_peak(self.cpu.instruction_set(), self.cpu.num_threads(), 1),
-            None => multiply_add_peak(self.cpu.instruction_set(), self.cpu.num_threads(), 1),
+        let peak = match self.fc1.format() {
+            WeightFormat::F32 => multiply_add_peak,
+            WeightFormat::Bf16 => pair_dot_peak,
+            _ => integer_dot_peak,
         };
-        self.peaks.extend(peak.expect("threads"));
+        let found = peak(self.cpu.instruction_set(), self.cpu.num_threads(), 1);
+        self.peaks.extend(found.expect("threads"));
     }
 
     fn run(&mut self) {

@@ -34,5 +34,5 @@ pub use cpu::Cpu;
 pub use instruction_set::InstructionSet;
 pub use kernels::kv_pages::KvPages;
 pub use kernels::route::Routing;
-pub use probe::{integer_dot_peak, multiply_add_peak, read_bandwidth};
+pub use probe::{integer_dot_peak, multiply_add_peak, pair_dot_peak, read_bandwidth};
 pub use tensor::Tensor;

@@ -68,6 +68,20 @@ pub fn integer_dot_peak(set: InstructionSet, threads: usize, rounds: usize) -> R
     Ok(seconds.into_iter().map(|seconds| operations / seconds).collect())
 }
 
+/// Operations per second that `threads` threads reach together with products of pairs of
+/// bf16 numbers (four operations for a pair and lane), the factors out of the nearest cache.
+pub fn pair_dot_peak(set: InstructionSet, threads: usize, rounds: usize) -> Result<Vec<f64>> {
+    check_threads(threads)?;
+    let dispatch = Dispatch::checked(set)?;
+    let seconds = in_threads(threads, rounds, |_| {
+        move || {
+            black_box(dispatch.run(PairDot { steps: black_box(STEPS) }));
+        }
+    });
+    let operations = (threads * STEPS * CHAINS * LANES * 2 * 2) as f64;
+    Ok(seconds.into_iter().map(|seconds| operations / seconds).collect())
+}
+
 fn check_threads(threads: usize) -> Result<()> {
     match threads {
         0 => Err(Error::shape("threads", "at least one thread", 0)),
@@ -158,6 +172,35 @@ impl Kernel for MultiplyAdd {
     }
 }
 
+/// Independent chains of products of pairs.
+struct PairDot {
+    steps: usize,
+}
+
+impl Kernel for PairDot {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let factors = black_box(simd.factors(simd.splat(0.5)));
+        let pairs = black_box([factors; 2]);
+        // SAFETY: two times eight words are a line.
+        let line = simd.normal_pairs(unsafe { simd.line(pairs.as_ptr().cast()) });
+        let mut sums = [simd.splat(0.0); CHAINS];
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                // SAFETY: eight words are more than a pair of factors.
+                *sum = unsafe { simd.dot_pairs(*sum, line, factors.as_ptr(), 1) };
+            }
+        }
+        let mut total = simd.splat(0.0);
+        for sum in sums {
+            total = simd.add(total, sum);
+        }
+        simd.sum(total)
+    }
+}
+
 /// Independent chains of integer dot products.
 struct IntegerDot {
     steps: usize,
@@ -194,6 +237,7 @@ mod tests {
                 read_bandwidth(&vec![1; 10 << 20], threads, 2).unwrap(),
                 multiply_add_peak(InstructionSet::detect(), threads, 2).unwrap(),
                 integer_dot_peak(InstructionSet::detect(), threads, 2).unwrap(),
+                pair_dot_peak(InstructionSet::detect(), threads, 2).unwrap(),
             ] {
                 assert_eq!(rates.len(), 2);
                 assert!(rates.iter().all(|&rate| rate.is_finite() && rate > 1e6), "{rates:?}");
@@ -208,6 +252,7 @@ mod tests {
         assert!(read_bandwidth(&[1; 100], 1, 1).is_err());
         assert!(multiply_add_peak(set, 0, 1).is_err());
         assert!(integer_dot_peak(set, 0, 1).is_err());
+        assert!(pair_dot_peak(set, 0, 1).is_err());
     }
 
     #[test]

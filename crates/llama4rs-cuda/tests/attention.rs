@@ -8,58 +8,14 @@ use llama4rs_tensor::{
     AlignedBytes, Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot, VisionBackend,
     WeightFormat,
 };
+use support::operations::{attend, filled, PAGE};
 use support::{assert_bits, assert_close, cpu, cuda, Random};
 
-const PAGE: usize = 64;
 const TOLERANCE: f64 = 3e-6;
 const SCALE: f32 = 0.3;
 
 fn geometry(dtype: KvDtype, num_kv_heads: usize, head_dim: usize) -> KvGeometry {
     KvGeometry { num_layers: 2, num_kv_heads, head_dim, page_tokens: PAGE, dtype }
-}
-
-/// A pool with `keys` and `values` `[tokens, kv_heads * head_dim]` in layer 1, of which `sealed`
-/// pages are sealed, and its pages in the order of their tokens.
-fn filled<B: Backend>(
-    backend: &B,
-    geometry: KvGeometry,
-    keys: &[f32],
-    values: &[f32],
-    sealed: usize,
-) -> (B::KvPool, Vec<PageId>) {
-    let cols = geometry.num_kv_heads * geometry.head_dim;
-    let tokens = keys.len() / cols;
-    let count = tokens.div_ceil(PAGE);
-    let mut pool = backend.kv_pool(geometry).unwrap();
-    backend.kv_reserve(&mut pool, PageForm::Exact, count + 2).unwrap();
-    // Pages out of order, with unused ones between.
-    let page = |index: usize| PageId::exact((count + 1 - index) as u32);
-    let slots: Vec<Slot> =
-        (0..tokens).map(|t| Slot { page: page(t / PAGE), offset: (t % PAGE) as u32 }).collect();
-    let (keys, values) =
-        (backend.upload(keys, cols).unwrap(), backend.upload(values, cols).unwrap());
-    backend.write_kv(&mut pool, 1, &slots, &keys, &values).unwrap();
-    if sealed > 0 {
-        backend.kv_reserve(&mut pool, PageForm::Sealed, sealed + 1).unwrap();
-    }
-    let pairs: Vec<_> =
-        (0..sealed).map(|i| (page(i), PageId::sealed((sealed - i) as u32))).collect();
-    backend.kv_seal(&mut pool, 1, &pairs).unwrap();
-    let pages = (0..count).map(|i| if i < sealed { pairs[i].1 } else { page(i) }).collect();
-    (pool, pages)
-}
-
-fn attend<B: Backend>(
-    backend: &B,
-    pool: &B::KvPool,
-    queries: &[f32],
-    cols: usize,
-    spans: &[KvSpan],
-) -> Vec<f32> {
-    let queries = backend.upload(queries, cols).unwrap();
-    let mut out = backend.empty();
-    backend.attend(pool, 1, &queries, spans, SCALE, &mut out).unwrap();
-    backend.to_host(&out).unwrap()
 }
 
 #[test]
@@ -85,10 +41,10 @@ fn attention_over_pages() {
             pages: pages.to_vec(),
             visible: tokens - rows + 1,
         };
-        let (pool, pages) = filled(cpu(), geometry, &keys, &values, 0);
-        let expected = attend(cpu(), &pool, &queries, cols * group, &[span(&pages)]);
-        let (pool, pages) = filled(cuda, geometry, &keys, &values, 0);
-        let got = attend(cuda, &pool, &queries, cols * group, &[span(&pages)]);
+        let (pool, pages) = filled(cpu(), geometry, &keys, &values, 0..0);
+        let expected = attend(cpu(), &pool, &queries, cols * group, SCALE, &[span(&pages)]);
+        let (pool, pages) = filled(cuda, geometry, &keys, &values, 0..0);
+        let got = attend(cuda, &pool, &queries, cols * group, SCALE, &[span(&pages)]);
         assert_close(&what, &expected, &got, TOLERANCE);
         let rows_in_all = rows;
         // The same rows in spans of their own, and alone.
@@ -98,11 +54,11 @@ fn attention_over_pages() {
             visible: tokens - rows_in_all + 1 + i,
         };
         let spans: Vec<_> = (0..rows).map(|i| row(i, i..i + 1)).collect();
-        assert_bits(&what, &got, &attend(cuda, &pool, &queries, cols * group, &spans));
+        assert_bits(&what, &got, &attend(cuda, &pool, &queries, cols * group, SCALE, &spans));
         for i in [0, rows - 1] {
             let width = cols * group;
             let query = &queries[i * width..][..width];
-            let alone = attend(cuda, &pool, query, width, &[row(i, 0..1)]);
+            let alone = attend(cuda, &pool, query, width, SCALE, &[row(i, 0..1)]);
             assert_bits(&what, &got[i * width..][..width], &alone);
         }
     }
@@ -220,8 +176,8 @@ fn sealed_pages_have_the_bytes_of_the_cpu() {
         let mut values = random.values(tokens * cols);
         (keys[5], values[7], values[8]) = (f32::NAN, 1e9, 0.0);
         values[cols..2 * cols].fill(0.25);
-        let (on_cpu, cpu_pages) = filled(cpu(), geometry, &keys, &values, 2);
-        let (mut on_gpu, pages) = filled(cuda, geometry, &keys, &values, 2);
+        let (on_cpu, cpu_pages) = filled(cpu(), geometry, &keys, &values, 0..2);
+        let (mut on_gpu, pages) = filled(cuda, geometry, &keys, &values, 0..2);
         assert_eq!(cpu_pages, pages);
         let layer = geometry.page_bytes(PageForm::Sealed) / 2;
         for &page in &pages[..2] {
@@ -230,7 +186,7 @@ fn sealed_pages_have_the_bytes_of_the_cpu() {
             assert_eq!(&expected[layer..], &got[layer..], "{dtype:?} {head_dim} {page:?}");
         }
         let clean: Vec<f32> = random.values(tokens * cols);
-        let (on_cpu, _) = filled(cpu(), geometry, &clean, &clean, 2);
+        let (on_cpu, _) = filled(cpu(), geometry, &clean, &clean, 0..2);
         let stored = [false, true].map(|value| stored(&geometry, &on_cpu, &pages, value));
         let queries = random.values(3 * cols * group);
         let spans = [KvSpan { rows: 0..3, pages: pages.clone(), visible: tokens - 2 }];
@@ -241,7 +197,7 @@ fn sealed_pages_have_the_bytes_of_the_cpu() {
             owned.copy_from_slice(&bytes);
             cuda.kv_adopt(&mut on_gpu, page, owned.into()).unwrap();
         }
-        let got = attend(cuda, &on_gpu, &queries, cols * group, &spans);
+        let got = attend(cuda, &on_gpu, &queries, cols * group, SCALE, &spans);
         let expected = plain_attention(&geometry, &stored, &queries, group, tokens - 2);
         assert_close(&format!("{dtype:?} {head_dim}"), &expected, &got, TOLERANCE);
     }

@@ -8,7 +8,7 @@ use llama4rs_tensor::{
     PageId, WeightFormat,
 };
 use proptest::prelude::*;
-use support::operations::{filled, halves, matmul, PAGE, ROUNDED, SUMS};
+use support::operations::{attend, filled, halves, matmul, PAGE, ROUNDED, SUMS};
 use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights};
 
 fn config(cases: u32) -> ProptestConfig {
@@ -88,19 +88,6 @@ fn mixture<B: Backend>(
         FeedForwardScratch { gate: &mut gate, up: &mut up, router_logits: &mut router_logits };
     let routing = backend.mixture(&x, weights, scratch, &mut out).unwrap();
     (backend.routed_experts(&routing).unwrap(), backend.to_host(&out).unwrap())
-}
-
-fn attend<B: Backend>(
-    backend: &B,
-    pool: &B::KvPool,
-    queries: &[f32],
-    width: usize,
-    spans: &[KvSpan],
-) -> Vec<f32> {
-    let queries = backend.upload(queries, width).unwrap();
-    let mut out = backend.empty();
-    backend.attend(pool, 1, &queries, spans, 0.1, &mut out).unwrap();
-    backend.to_host(&out).unwrap()
 }
 
 /// `rows` rows from `first` tokens on, cut at `cuts`.
@@ -220,12 +207,12 @@ proptest! {
         let sealed = if sealed && whole > 1 { 1..whole } else { 0..0 };
         let (pool, pages) = filled(cpu(), geometry, &keys, &values, sealed.clone());
         let together = |pages: &[PageId]| spans(pages, before + 1, count, &[]);
-        let expected = attend(cpu(), &pool, &queries, width, &together(&pages));
+        let expected = attend(cpu(), &pool, &queries, width, 0.1, &together(&pages));
         let (pool, pages) = filled(cuda, geometry, &keys, &values, sealed);
-        let got = attend(cuda, &pool, &queries, width, &together(&pages));
+        let got = attend(cuda, &pool, &queries, width, 0.1, &together(&pages));
         let what = format!("{dtype:?} {kv_heads} x {group} x {head_dim}, {count} of {tokens}");
         assert_close(&what, &expected, &got, ROUNDED);
-        let apart = attend(cuda, &pool, &queries, width, &spans(&pages, before + 1, count, &cuts));
+        let apart = attend(cuda, &pool, &queries, width, 0.1, &spans(&pages, before + 1, count, &cuts));
         assert_bits(&what, &got, &apart);
     }
 }

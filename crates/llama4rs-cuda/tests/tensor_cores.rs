@@ -9,7 +9,7 @@ use llama4rs_tensor::{
     Backend, Draw, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
     PageForm, PageId, Placement, Slot, WeightFormat,
 };
-use support::operations::{filled, halves, matmul, PAGE, ROUNDED, SUMS};
+use support::operations::{attend, filled, halves, matmul, PAGE, ROUNDED, SUMS};
 use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights, FORMATS};
 
 #[test]
@@ -218,7 +218,7 @@ fn attention_over_pages() {
         let first = tokens - rows + 1;
         // Page 0 stays exact, and those that some row does not see whole.
         let sealed = if dtype == KvDtype::Int8 { 1..(first - 1) / PAGE } else { 0..0 };
-        let attend = |pages: &[PageId], spans: &[(std::ops::Range<usize>, usize)]| -> Vec<KvSpan> {
+        let seen = |pages: &[PageId], spans: &[(std::ops::Range<usize>, usize)]| -> Vec<KvSpan> {
             let span = |(rows, visible): &(std::ops::Range<usize>, usize)| KvSpan {
                 rows: rows.clone(),
                 pages: pages.to_vec(),
@@ -226,26 +226,14 @@ fn attention_over_pages() {
             };
             spans.iter().map(span).collect()
         };
-        fn run<B: Backend>(
-            backend: &B,
-            pool: &B::KvPool,
-            queries: &[f32],
-            width: usize,
-            spans: &[KvSpan],
-        ) -> Vec<f32> {
-            let queries = backend.upload(queries, width).unwrap();
-            let mut out = backend.empty();
-            backend.attend(pool, 1, &queries, spans, 0.1, &mut out).unwrap();
-            backend.to_host(&out).unwrap()
-        }
         let (pool, pages) = filled(cpu(), geometry, &keys, &values, sealed.clone());
         let together = [(0..rows, first)];
-        let expected = run(cpu(), &pool, &queries, width, &attend(&pages, &together));
+        let expected = attend(cpu(), &pool, &queries, width, 0.1, &seen(&pages, &together));
         let (pool, pages) = filled(cuda, geometry, &keys, &values, sealed);
-        let got = run(cuda, &pool, &queries, width, &attend(&pages, &together));
+        let got = attend(cuda, &pool, &queries, width, 0.1, &seen(&pages, &together));
         assert_close(&what, &expected, &got, ROUNDED);
         let apart: Vec<_> = (0..rows).map(|i| (i..i + 1, first + i)).collect();
-        assert_bits(&what, &got, &run(cuda, &pool, &queries, width, &attend(&pages, &apart)));
+        assert_bits(&what, &got, &attend(cuda, &pool, &queries, width, 0.1, &seen(&pages, &apart)));
     }
 }
 

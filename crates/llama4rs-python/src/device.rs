@@ -266,3 +266,11 @@ pub(crate) fn integer_dot_peak(
     detached(py, || llama4rs_cpu::integer_dot_peak(InstructionSet::detect(), threads, rounds))?
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
+
+/// Operations per second of products of pairs of bf16 numbers that `threads` threads reach, once per round.
+#[pyfunction]
+#[pyo3(signature = (threads, rounds = 5))]
+pub(crate) fn pair_dot_peak(py: Python<'_>, threads: usize, rounds: usize) -> PyResult<Vec<f64>> {
+    detached(py, || llama4rs_cpu::pair_dot_peak(InstructionSet::detect(), threads, rounds))?
+        .map_err(|error| PyValueError::new_err(error.to_string()))
+}

@@ -24,7 +24,8 @@ mod _llama4rs {
     use super::checkpoint::{open_info, pack, synth, verify};
     #[pymodule_export]
     use super::device::{
-        cpu_features, cuda_devices, integer_dot_peak, multiply_add_peak, read_bandwidth,
+        cpu_features, cuda_devices, integer_dot_peak, multiply_add_peak, pair_dot_peak,
+        read_bandwidth,
     };
     #[pymodule_export]
     use super::engine::Engine;

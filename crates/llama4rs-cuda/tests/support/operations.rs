@@ -1,7 +1,7 @@
 //! Operations that several files of tests run on both backends.
 
 use half::bf16;
-use llama4rs_tensor::{Backend, KvGeometry, PageForm, PageId, Slot};
+use llama4rs_tensor::{Backend, KvGeometry, KvSpan, PageForm, PageId, Slot};
 
 use super::{Random, Weights};
 
@@ -60,4 +60,19 @@ pub fn filled<B: Backend>(
     backend.kv_seal(&mut pool, 1, &pairs).unwrap();
     let page = |i| if sealed.contains(&i) { pairs[i - sealed.start].1 } else { exact(i) };
     (pool, (0..count).map(page).collect())
+}
+
+/// Attention of `queries` `[rows, cols]` over layer 1 of a pool.
+pub fn attend<B: Backend>(
+    backend: &B,
+    pool: &B::KvPool,
+    queries: &[f32],
+    cols: usize,
+    scale: f32,
+    spans: &[KvSpan],
+) -> Vec<f32> {
+    let queries = backend.upload(queries, cols).unwrap();
+    let mut out = backend.empty();
+    backend.attend(pool, 1, &queries, spans, scale, &mut out).unwrap();
+    backend.to_host(&out).unwrap()
 }
