@@ -100,12 +100,8 @@ impl Backend for Cuda {
             || format!("at least one matrix, in groups of {GROUP_SIZES:?}"),
             || format!("{} x {}", packed.stack(), packed.format()),
         )?;
-        let matrix = Matrix::upload(&self.gpu, &packed)?;
-        if self.tensor_cores {
-            self.repack(matrix)
-        } else {
-            Ok(matrix)
-        }
+        let fragments = if self.tensor_cores { self.upload_fragments(&packed)? } else { None };
+        fragments.map_or_else(|| Matrix::upload(&self.gpu, &packed), Ok)
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Tensor) -> Result<()> {

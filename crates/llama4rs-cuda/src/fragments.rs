@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use llama4rs_tensor::format::PANEL_ROWS;
-use llama4rs_tensor::{Result, WeightFormat};
+use llama4rs_tensor::{PackedMatrix, Result, WeightFormat};
 
 use crate::cuda::{Cuda, Launch};
 use crate::gpu::Gpu;
@@ -11,6 +11,7 @@ use crate::kernels::{EMBED_FRAGMENTS, REPACK};
 use crate::memory::Buffer;
 use crate::module::{arguments, Argument};
 use crate::tensor::{Matrix, Tensor};
+use crate::upload::upload_in_pieces;
 
 /// Inputs of a tile.
 pub(crate) const TILE_COLS: usize = 256;
@@ -70,42 +71,48 @@ fn repacked_by(format: WeightFormat) -> Option<(&'static str, usize)> {
 
 impl Cuda {
     /// The matrix in fragment order, if its format has one and its inputs are whole words of 16 bytes.
-    pub(crate) fn repack(&self, matrix: Matrix) -> Result<Matrix> {
-        let Some((kernel, _)) = repacked_by(matrix.format) else { return Ok(matrix) };
-        if !matrix.cols.is_multiple_of(8) {
-            return Ok(matrix);
-        }
-        let sizes = Fragments::sizes(matrix.format, matrix.rows, matrix.cols);
-        let fragments = Fragments::new(&self.gpu, sizes, matrix.stack)?;
+    ///
+    /// It comes in pieces of whole panels: what is packed needs no room for itself on the device.
+    pub(crate) fn upload_fragments(&self, packed: &PackedMatrix) -> Result<Option<Matrix>> {
+        let (format, cols) = (packed.format(), packed.cols());
+        let (Some((kernel, pieces)), true) = (repacked_by(format), cols.is_multiple_of(8)) else {
+            return Ok(None);
+        };
+        let sizes = Fragments::sizes(format, packed.rows(), cols);
+        let fragments = Fragments::new(&self.gpu, sizes, packed.stack())?;
         let Fragments { ref codes, ref scales, tiles, .. } = fragments;
-
-        let threads = codes.len() / 16;
-        let lines = matrix.code_bytes() / 64;
-        let all = arguments![
-            codes,
-            &matrix.panels,
-            threads as u64,
-            tiles,
-            matrix.panel_bytes(),
-            lines as u32
-        ];
-        self.launch_repack(kernel, threads, &all)?;
-        if let Some(group) = matrix.format.group() {
-            let groups = matrix.format.padded_cols(matrix.cols) / group;
+        let [panel_bytes, code_bytes] = [format.panel_bytes(cols), format.panel_code_bytes(cols)];
+        let panel_codes = tiles * TILE_COLS / 64 * pieces * 512;
+        upload_in_pieces(&self.gpu, packed.bytes(), panel_bytes, |first, piece| {
+            let panels = piece.len().min(packed.bytes().len() - first * panel_bytes) / panel_bytes;
+            let threads = panels * panel_codes / 16;
             let all = arguments![
-                scales,
-                &matrix.panels,
-                scales.len() as u64,
+                codes.offset(first * panel_codes),
+                piece,
+                threads as u64,
+                tiles,
+                panel_bytes as u64,
+                (code_bytes / 64) as u32
+            ];
+            self.launch_repack(kernel, threads, &all)?;
+            let Some(group) = format.group() else { return Ok(()) };
+            let panel_scales = tiles * 8 * (TILE_COLS / group);
+            let words = panels * panel_scales;
+            let all = arguments![
+                scales.offset(first * panel_scales),
+                piece,
+                words as u64,
                 TILE_COLS / group,
                 tiles,
-                matrix.panel_bytes(),
-                matrix.code_bytes(),
-                groups
+                panel_bytes as u64,
+                code_bytes as u64,
+                format.padded_cols(cols) / group
             ];
-            self.launch_repack("repack_scales", scales.len(), &all)?;
-        }
+            self.launch_repack("repack_scales", words, &all)
+        })?;
+        let (stack, rows) = (packed.stack(), packed.rows());
         let panels = Buffer::new(&self.gpu, 0, "weights")?;
-        Ok(Matrix { panels, fragments: Some(fragments), ..matrix })
+        Ok(Some(Matrix { format, stack, rows, cols, panels, fragments: Some(fragments) }))
     }
 
     fn launch_repack(&self, kernel: &'static str, threads: usize, all: &[Argument]) -> Result<()> {

@@ -10,7 +10,7 @@ use llama4rs_tensor::{
     PageForm, PageId, Placement, Slot, WeightFormat,
 };
 use support::operations::{attend, filled, halves, matmul, PAGE, ROUNDED, SUMS};
-use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights, FORMATS};
+use support::{assert_bits, assert_close, cpu, cuda, tensor_cores, Random, Weights, FORMATS};
 
 #[test]
 fn embedding_is_exact() {
@@ -27,6 +27,24 @@ fn embedding_is_exact() {
             cuda.embed(&cuda.matrix(table.packed()).unwrap(), &ids, &mut out).unwrap();
             assert_bits(&format!("{format} {cols}"), &expected, &cuda.to_host(&out).unwrap());
         }
+    }
+}
+
+/// More bytes than are brought at once.
+#[test]
+fn weights_that_come_in_pieces() {
+    let (Some(exact), Some(fast)) = (cuda(), tensor_cores()) else { return };
+    let (rows, cols) = (19_500, 2008);
+    let table = Random(7).weights(WeightFormat::Int8 { group: 128 }, 1, rows, cols);
+    assert!(table.packed().bytes().len() > 36 << 20);
+    let ids: Vec<u32> = (0..rows as u32).step_by(97).collect();
+    let plain = table.packed().decode(0);
+    let expected: Vec<f32> =
+        ids.iter().flat_map(|&id| plain[id as usize * cols..][..cols].to_vec()).collect();
+    for (name, cuda) in [("exact", exact), ("fast", fast)] {
+        let mut out = cuda.empty();
+        cuda.embed(&cuda.matrix(table.packed()).unwrap(), &ids, &mut out).unwrap();
+        assert_bits(name, &expected, &cuda.to_host(&out).unwrap());
     }
 }
 
