@@ -7,7 +7,8 @@ check        tensor cores give the same bits for any number of rows; a small mod
              CPU; requests give the same tokens alone and together
 ceilings     what this card copies, and (with torch) multiplies: limits below are of these
 decode       Llama 4 Scout, all 48 layers, int4/g128, random weights, through the engine: one and
-             eight sequences at 8K, a prompt of 8K, one sequence at 128K and 1M; keys, values bf16
+             eight sequences at 8K, a prompt of 8K, one sequence at 128K and 1M, or as deep as fits;
+             keys, values bf16
 kernels      operations of Scout, one at a time, with random data made on the device; each is
              captured into a graph with other weights every time, a replay is timed by events
 peers        the same work in PyTorch, when it is installed: int4 and bf16 products, attention

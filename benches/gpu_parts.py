@@ -274,6 +274,8 @@ class Model:
             prefix_cache_bytes=0,
         )
         self.seconds_to_open = time.perf_counter() - started
+        # Pages stay with the engine when their sequence ends: the next one takes them.
+        self.free = self.engine.device_free_bytes or 0
         self.config: dict[str, Any] = json.loads(self.engine.config_json)
         summary = self.engine.summary()
         self.tensors = summary["tensors"]
@@ -308,10 +310,9 @@ class Model:
         return float(weights + sequences * seen)
 
     def room_for(self, depth: int) -> int:
-        """How many sequences of this depth fit into what is free."""
-        free = self.engine.device_free_bytes or 0
+        """How many sequences of this depth fit beside the weights."""
         spare = 1 << 20 if self.part.shapes.tiny else SPARE_BYTES
-        return max(0, free - spare) // self.cache_bytes(depth)
+        return max(0, self.free - spare) // self.cache_bytes(depth)
 
     def decode(self, sequences: int, depth: int) -> Row:
         """Tokens per second of all sequences together, their texts filled and not computed."""
@@ -319,9 +320,9 @@ class Model:
         name = f"decode {sequences} x {depth}, kv {self.engine.summary()['kv_cache']}"
         room = self.room_for(depth)
         if room < sequences:
-            free = (self.engine.device_free_bytes or 0) / 1e9
             needed = sequences * self.cache_bytes(depth) / 1e9
-            return {"name": name, "failed": f"needs {needed:.1f} GB, {free:.1f} GB are free"}
+            missing = f"needs {needed:.1f} GB, {self.free / 1e9:.1f} GB are free"
+            return {"name": name, "failed": missing}
         # The last sequence begins some steps after the first.
         tokens = steps + 2 * sequences + 8
         length = (depth - tokens) // 64 * 64 + 1
@@ -390,6 +391,11 @@ def decode(part: Part, kv: str = "bf16") -> Iterator[Row]:
     ]
     for depth in shapes.depths:
         works.append((f"decode 1 x {depth}", lambda d=depth: model.decode(1, d)))
+        fitting = depth
+        while fitting > shapes.depth and not model.room_for(fitting):
+            fitting //= 2
+        if fitting not in (depth, *shapes.depths):
+            works.append((f"decode 1 x {fitting}", lambda d=fitting: model.decode(1, d)))
     yield from attempts(*works)
 
 
