@@ -16,6 +16,7 @@ decode-int8  as decode, keys and values in int8
 load         opening a packed model from the page cache, and the first token of a new process
 batch        64 sequences of 8K, or as many as fit
 transformers a prompt of 8K in transformers and here, the same four layers of Scout
+profile      (with torch; not by default) time of each kernel in a step of four layers of Scout
 counts       (simulated device only, not by default) what kernels ask of memory: gpu_counts.py
 
 Each part runs in a process of its own with a limit of time, so that none can take the others with
@@ -56,7 +57,7 @@ PARTS = {
     "transformers": 75,
 }
 # Only where it is asked for.
-EXTRA_PARTS = {"counts": 600}
+EXTRA_PARTS = {"profile": 90, "counts": 600}
 # A part that does not end by itself is killed so many seconds after its limit.
 GRACE = 10
 

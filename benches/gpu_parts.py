@@ -19,7 +19,7 @@ import numpy as np
 from end_to_end import operations_per_token, spread
 from gpu_shapes import Shapes, scout_text_config
 
-from llama4rs._llama4rs import Engine, GpuProbe, plan_tensors, synth
+from llama4rs._llama4rs import Engine, GpuProbe, Request, plan_tensors, synth
 from llama4rs.device import nvrtc_folders
 
 Row = dict[str, Any]
@@ -314,6 +314,18 @@ class Model:
         spare = 1 << 20 if self.part.shapes.tiny else SPARE_BYTES
         return max(0, self.free - spare) // self.cache_bytes(depth)
 
+    def begin(self, sequences: int, depth: int, tokens: int) -> list[Request]:
+        """Requests that make `tokens` tokens up to this depth and have made their first one."""
+        length = (depth - tokens) // 64 * 64 + 1
+        requests = [
+            self.engine.submit(self.prompt(length), max_tokens=tokens, filled_to=length - 1)
+            for _ in range(sequences)
+        ]
+        for request in requests:
+            while (event := request.next()) is not None and event.token_id is None:
+                pass
+        return requests
+
     def decode(self, sequences: int, depth: int) -> Row:
         """Tokens per second of all sequences together, their texts filled and not computed."""
         part, steps = self.part, self.part.shapes.steps
@@ -324,15 +336,7 @@ class Model:
             missing = f"needs {needed:.1f} GB, {self.free / 1e9:.1f} GB are free"
             return {"name": name, "failed": missing}
         # The last sequence begins some steps after the first.
-        tokens = steps + 2 * sequences + 8
-        length = (depth - tokens) // 64 * 64 + 1
-        requests = [
-            self.engine.submit(self.prompt(length), max_tokens=tokens, filled_to=length - 1)
-            for _ in range(sequences)
-        ]
-        for request in requests:
-            while (event := request.next()) is not None and event.token_id is None:
-                pass
+        requests = self.begin(sequences, depth, steps + 2 * sequences + 8)
         seconds = []
         for _ in range(steps):
             started = time.perf_counter()
@@ -492,6 +496,37 @@ def transformers(part: Part) -> Iterator[Row]:
     yield from attempts(("prompt in transformers", theirs), ("prompt here", ours))
 
 
+def profile(part: Part) -> Iterator[Row]:
+    """Where the time of a step goes, kernel by kernel, as PyTorch's profiler sees it."""
+    from gpu_torch import kernel_seconds
+
+    shapes = part.shapes
+    model, steps = Model(part, f"synth:{shapes.packed}", "bf16"), shapes.steps
+    for sequences in shapes.sequences[:2]:
+        requests = model.begin(sequences, shapes.depth, 2 * steps + 2 * sequences + 8)
+
+        def decode(requests: list[Request] = requests) -> None:
+            for request in requests * steps:
+                request.next()
+
+        decode()  # graphs are made
+        started = time.perf_counter()
+        found = kernel_seconds(decode)
+        step = (time.perf_counter() - started) / steps
+        for request in requests:
+            request.cancel()
+        name = f"profile: {sequences} x {shapes.depth}"
+        if not found:
+            yield {"name": name, "failed": "PyTorch's profiler saw no kernels"}
+            continue
+        for kernel, seconds in sorted(found.items(), key=lambda item: -sum(item[1])):
+            note = f"{len(seconds) / steps:.1f} launches"
+            time_of = sum(seconds) / steps * 1e6
+            yield part.row(f"{name}, {kernel}", time_of, "us/step", None, note=note)
+        note = f"{sum(map(sum, found.values())) / steps * 1e6:.4g} us in kernels"
+        yield part.row(f"{name}, a step", step * 1e6, "us/step", None, note=note)
+
+
 def counts(part: Part) -> Iterator[Row]:
     """What kernels ask of memory."""
     os.environ["LLAMA4RS_SIM_FOOTPRINT"] = "1"
@@ -510,6 +545,7 @@ WORK: dict[str, Callable[[Part], Iterator[Row]]] = {
     "batch": batch,
     "load": load,
     "transformers": transformers,
+    "profile": profile,
     "counts": counts,
 }
 

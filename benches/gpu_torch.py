@@ -13,6 +13,21 @@ from torch.nn import functional
 GROUP = 128
 
 
+def kernel_seconds(work: Callable[[], Any]) -> dict[str, list[float]]:
+    """Seconds of every launch on the card while `work` runs, whoever makes them, by kernel."""
+    from torch.profiler import ProfilerActivity, profile, supported_activities
+
+    if ProfilerActivity.CUDA not in supported_activities():
+        return {}
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        work()
+    times: dict[str, list[float]] = {}
+    for event in found.events() or []:
+        if event.device_type.name == "CUDA":
+            times.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e6)
+    return times
+
+
 class Torch:
     """Operations of PyTorch, timed."""
 
