@@ -15,9 +15,9 @@ use llama4rs_tensor::{
 
 use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
+use crate::ops::feed_forward::{fits_feed_forward, fits_mixture};
 use crate::ops::fused::{is_wide_enough, suits_place, Norm};
 use crate::ops::pages_attention;
-use crate::ops::products::{fits_feed_forward, fits_mixture};
 use crate::ops::sample::Tokens;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
