@@ -1,238 +1,19 @@
-//! The two pools and the sequences in them.
+//! Keys and values of all sequences: their pages come and go here.
 
 use std::ops::Range;
 
-use llama4rs_tensor::{
-    AlignedBytes, Backend, Error, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, Slot,
-};
+use llama4rs_tensor::{Backend, Error, Result};
 
-use crate::allocator::PageAllocator;
+use crate::beginning::chunked_in_tree;
+use crate::layout::{KvLayout, PoolKind};
 use crate::page_table::PageTable;
-use crate::persist::{chunked_in_tree, StoreState};
-use crate::prefix::{Inserted, NodePages, PrefixTree, TokenKey};
-use crate::store::{
-    extend_chain, BytesRead, Interrupted, PageHash, PageSizes, ReadMode, Store, Text,
-};
+use crate::persist::StoreState;
+use crate::pool::{Pool, FORMS};
+use crate::prefix::{PrefixTree, TokenKey};
+use crate::sequence::{SequenceKv, Stored};
+use crate::step::KvStep;
+use crate::store::{extend_chain, BytesRead, Interrupted, PageHash, ReadMode, Store, Text};
 use crate::PAGE_TOKENS;
-
-/// Which pool a layer's keys and values live in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PoolKind {
-    /// Layers that see the current chunk only.
-    Chunked,
-    /// Layers that see everything.
-    Global,
-}
-
-impl PoolKind {
-    /// The word in file names and reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            PoolKind::Chunked => "chunked",
-            PoolKind::Global => "global",
-        }
-    }
-}
-
-/// A layer's place: its pool and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerKv {
-    /// The pool.
-    pub pool: PoolKind,
-    /// The layer's number within the pool.
-    pub index: usize,
-}
-
-/// What the cache must know of a model.
-#[derive(Clone, Debug)]
-pub struct KvLayout {
-    /// The pool of each layer, in layer order.
-    pub layers: Vec<PoolKind>,
-    /// Tokens of a chunk; needed when a layer is chunked.
-    pub chunk_size: Option<usize>,
-    /// Key/value heads of a layer.
-    pub num_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Element type of keys and values.
-    pub dtype: KvDtype,
-    /// Whether full pages of the global layers are in mapped files, not in memory, as
-    /// soon as a segment of them is full.
-    pub mapped: bool,
-}
-
-impl KvLayout {
-    /// Sizes of the pages of one kind. Chunked layers are small: they stay exact.
-    pub fn geometry(&self, kind: PoolKind) -> KvGeometry {
-        KvGeometry {
-            num_layers: self.layers.iter().filter(|&&k| k == kind).count(),
-            num_kv_heads: self.num_kv_heads,
-            head_dim: self.head_dim,
-            page_tokens: PAGE_TOKENS,
-            dtype: match kind {
-                PoolKind::Chunked => self.dtype.exact(),
-                PoolKind::Global => self.dtype,
-            },
-        }
-    }
-
-    /// The form of a full page of a text.
-    pub(crate) fn page_form(&self, kind: PoolKind, number: usize) -> PageForm {
-        match kind == PoolKind::Global && self.dtype.is_quantised() && number > 0 {
-            true => PageForm::Sealed,
-            false => PageForm::Exact,
-        }
-    }
-
-    /// Bytes of full pages, as a store wants to know them.
-    pub fn page_sizes(&self) -> PageSizes {
-        let bytes = |kind, page| self.geometry(kind).page_bytes(self.page_form(kind, page));
-        PageSizes {
-            first_global: bytes(PoolKind::Global, 0),
-            global: bytes(PoolKind::Global, 1),
-            chunked: bytes(PoolKind::Chunked, 0),
-        }
-    }
-
-    /// Pages of a chunk, if chunks are whole pages: else a page of the chunked pool does
-    /// not hold the tokens of a page of the global one.
-    pub(crate) fn chunk_pages(&self) -> Option<usize> {
-        let chunk = self.chunk_size.filter(|chunk| chunk.is_multiple_of(PAGE_TOKENS))?;
-        Some(chunk / PAGE_TOKENS)
-    }
-
-    /// Each layer's place.
-    pub fn places(&self) -> Vec<LayerKv> {
-        let mut counts = [0, 0];
-        self.layers
-            .iter()
-            .map(|&pool| {
-                let count = &mut counts[(pool == PoolKind::Global) as usize];
-                *count += 1;
-                LayerKv { pool, index: *count - 1 }
-            })
-            .collect()
-    }
-}
-
-/// One sequence's share of the cache. Give it back with [`KvCache::release`].
-#[derive(Debug)]
-pub struct SequenceKv {
-    pub(crate) len: usize,
-    pub(crate) chunked: PageTable,
-    pub(crate) global: PageTable,
-    pub(crate) stored: Stored,
-    /// The hashes of its text, as far as they were needed.
-    pub(crate) chain: Vec<PageHash>,
-    /// Pages before which everything is in the store, or was tried.
-    pub(crate) persisted: usize,
-    /// Tokens after which somebody goes on who asks for the same: all but the last one of
-    /// the prompt.
-    pub(crate) resume: usize,
-}
-
-/// What a node of the prefix tree costs beside its pages, about.
-const NODE_BYTES: usize = 1024;
-
-/// How much of a sequence the prefix tree knows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Stored {
-    /// This many pages.
-    Pages(usize),
-    /// The tree has lost an earlier page: no more are stored.
-    Lost,
-}
-
-impl SequenceKv {
-    /// Tokens whose keys and values are stored.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing is stored yet.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-}
-
-/// What one step writes to and reads from one pool.
-#[derive(Clone, Debug, Default)]
-pub struct PoolStep {
-    /// Where each row's key and value go.
-    pub slots: Vec<Slot>,
-    /// Pages that the step fills, to be sealed when their keys and values are
-    /// written: `(exact, sealed)`.
-    pub seals: Vec<(PageId, PageId)>,
-    /// What the rows see.
-    pub spans: Vec<KvSpan>,
-}
-
-/// What one step writes and reads: built once, used by every layer.
-#[derive(Clone, Debug, Default)]
-pub struct KvStep {
-    /// For the chunked layers.
-    pub chunked: PoolStep,
-    /// For the global layers.
-    pub global: PoolStep,
-}
-
-impl KvStep {
-    /// Forgets the last step, keeps the memory.
-    pub fn clear(&mut self) {
-        for pool in [&mut self.chunked, &mut self.global] {
-            pool.slots.clear();
-            pool.seals.clear();
-            pool.spans.clear();
-        }
-    }
-
-    /// The part of one pool.
-    pub fn pool(&self, kind: PoolKind) -> &PoolStep {
-        match kind {
-            PoolKind::Chunked => &self.chunked,
-            PoolKind::Global => &self.global,
-        }
-    }
-}
-
-const FORMS: [PageForm; 2] = [PageForm::Exact, PageForm::Sealed];
-
-pub(crate) struct Pool<B: Backend> {
-    pub geometry: KvGeometry,
-    pub allocator: PageAllocator,
-    pub storage: B::KvPool,
-}
-
-impl<B: Backend> Pool<B> {
-    /// A pool for the layers of one kind; `None` when there are none.
-    fn new(backend: &B, geometry: KvGeometry) -> Result<Option<Self>> {
-        if geometry.num_layers == 0 {
-            return Ok(None);
-        }
-        let storage = backend.kv_pool(geometry)?;
-        Ok(Some(Self { geometry, allocator: PageAllocator::default(), storage }))
-    }
-
-    /// Makes every page that was handed out usable.
-    pub fn reserve(&mut self, backend: &B) -> Result<()> {
-        for form in FORMS {
-            backend.kv_reserve(&mut self.storage, form, self.allocator.capacity(form))?;
-        }
-        Ok(())
-    }
-
-    fn discard(&mut self, backend: &B, keep: usize) {
-        let stale = self.allocator.take_stale(keep);
-        if !stale.is_empty() {
-            backend.kv_discard(&mut self.storage, &stale);
-        }
-    }
-
-    fn bytes_in_use(&self) -> usize {
-        let bytes = |&form| self.allocator.in_memory(form) * self.geometry.page_bytes(form);
-        FORMS.iter().map(bytes).sum()
-    }
-}
 
 /// Keys and values of all sequences on one device.
 pub struct KvCache<B: Backend> {
@@ -245,11 +26,11 @@ pub struct KvCache<B: Backend> {
     pub(crate) prefix_budget: usize,
     /// Most bytes of files.
     pub(crate) disk_budget: Option<u64>,
-    keeps_last_text: bool,
+    pub(crate) keeps_last_text: bool,
     /// Most bytes of pages in use.
     pub(crate) budget: usize,
     /// The hash at the beginning of every text.
-    root: PageHash,
+    pub(crate) root: PageHash,
     pub(crate) store: Option<Store>,
     pub(crate) store_state: StoreState,
 }
@@ -363,65 +144,6 @@ impl<B: Backend> KvCache<B> {
         Ok(len)
     }
 
-    /// Keeps the full pages of a sequence whose tokens are `tokens` for later sequences.
-    pub(crate) fn remember(&mut self, sequence: &mut SequenceKv, tokens: &[TokenKey]) {
-        if self.prefix_budget == 0 {
-            return;
-        }
-        extend_chain(&mut sequence.chain, self.root, tokens);
-        while let Stored::Pages(count) = sequence.stored {
-            let (start, end) = (count * PAGE_TOKENS, (count + 1) * PAGE_TOKENS);
-            if end > sequence.len.min(tokens.len()) {
-                return;
-            }
-            let pages = self.share_pages(sequence, start);
-            let text = Text::new(&sequence.chain, tokens);
-            sequence.stored = match self.prefixes.insert(text, count, pages) {
-                Inserted::New => {
-                    self.prefix_bytes += NODE_BYTES + self.page_bytes(pages);
-                    self.leave_chunk(text, count + 1, sequence);
-                    Stored::Pages(count + 1)
-                }
-                Inserted::Known => {
-                    self.restore_chunked(text, count, pages, sequence);
-                    Stored::Pages(count + 1)
-                }
-                Inserted::Refused => {
-                    self.release_pages(pages);
-                    Stored::Lost
-                }
-            };
-            while self.prefix_bytes > self.prefix_budget && self.evict_for_budget() {}
-        }
-    }
-
-    /// Forgets a page because too many are kept; `false`: what is left stays.
-    fn evict_for_budget(&mut self) -> bool {
-        let last_text = self.keeps_last_text && self.prefixes.is_one_text();
-        !last_text && self.evict()
-    }
-
-    /// Forgets the page that was of no use for longest, but none of the text that was looked
-    /// for last; `false`: there is no other.
-    pub(crate) fn evict_older(&mut self) -> bool {
-        let Some(pages) = self.prefixes.evict_older() else { return false };
-        self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
-        self.release_pages(pages);
-        true
-    }
-
-    /// Forgets the page that was of no use for longest; `false`: there is none.
-    fn evict(&mut self) -> bool {
-        if let Some(pages) = self.prefixes.evict_retired() {
-            self.release_chunked(pages);
-            return true;
-        }
-        let Some(pages) = self.prefixes.evict() else { return false };
-        self.prefix_bytes -= NODE_BYTES + self.page_bytes(pages);
-        self.release_pages(pages);
-        true
-    }
-
     /// Forgets kept pages until those that `sequence` must allocate for tokens at
     /// `positions` fit into the budget.
     fn make_room(
@@ -450,88 +172,6 @@ impl<B: Backend> KvCache<B> {
             self.discard_free(backend, positions.len().div_ceil(PAGE_TOKENS));
         }
         Ok(())
-    }
-
-    /// The pages of a sequence that begin at token `start`, with one more owner.
-    fn share_pages(&mut self, sequence: &SequenceKv, start: usize) -> NodePages {
-        // What was left behind is of use only where the prompt is asked again.
-        let number = start / PAGE_TOKENS;
-        let needed = number >= self.first_of_chunk(sequence.len / PAGE_TOKENS)
-            || self.resume_pages(sequence).contains(&number);
-        let aligned = self.layout.chunk_pages().is_some() && needed;
-        let share = |pool: &mut Option<Pool<B>>, table: &PageTable| {
-            let page = table.page_of(start)?;
-            pool.as_mut().map(|pool| pool.allocator.share(page))
-        };
-        NodePages {
-            global: share(&mut self.global, &sequence.global),
-            chunked: aligned.then(|| share(&mut self.chunked, &sequence.chunked)).flatten(),
-        }
-    }
-
-    fn release_pages(&mut self, pages: NodePages) {
-        if let Some(pool) = &mut self.global {
-            pool.allocator.release(pages.global);
-        }
-        if let Some(pool) = &mut self.chunked {
-            pool.allocator.release(pages.chunked);
-        }
-    }
-
-    /// At the end of a chunk its chunked pages are of no more use to a text that goes on; those
-    /// from which its prompt can be asked again may go as soon as memory is needed.
-    fn leave_chunk(&mut self, text: Text<'_>, pages: usize, sequence: &SequenceKv) {
-        let Some(chunk) = self.layout.chunk_pages().filter(|chunk| pages.is_multiple_of(*chunk))
-        else {
-            return;
-        };
-        let resume = self.resume_pages(sequence);
-        let mut first = pages - chunk;
-        if resume.start == first && !resume.is_empty() {
-            self.prefixes.retire(text.hash(resume.end), resume.len());
-            first = resume.end;
-        }
-        let forgotten = self.prefixes.take_chunked(text.hash(pages), pages - first);
-        self.release_chunked(forgotten);
-    }
-
-    /// Gives a node that the tree knows the chunked page that it has lost, if the prompt of
-    /// `sequence` can be asked again from there.
-    fn restore_chunked(
-        &mut self,
-        text: Text<'_>,
-        number: usize,
-        mut pages: NodePages,
-        sequence: &SequenceKv,
-    ) {
-        let resume = self.resume_pages(sequence);
-        if let Some(page) = pages.chunked.filter(|_| resume.contains(&number)) {
-            if self.prefixes.restore(text.hash(number + 1), page) {
-                pages.chunked = None;
-                self.prefix_bytes +=
-                    self.page_bytes(NodePages { global: None, chunked: Some(page) });
-                self.prefixes.retire(text.hash(number + 1), number + 1 - resume.start);
-            }
-        }
-        self.release_pages(pages);
-    }
-
-    fn release_chunked(&mut self, pages: Vec<PageId>) {
-        for page in pages {
-            let pages = NodePages { global: None, chunked: Some(page) };
-            self.prefix_bytes -= self.page_bytes(pages);
-            self.release_pages(pages);
-        }
-    }
-
-    /// Memory of a node's pages, or what their maps cost.
-    fn page_bytes(&self, pages: NodePages) -> usize {
-        let bytes = |pool: &Option<Pool<B>>, page: Option<PageId>| {
-            let Some((pool, page)) = pool.as_ref().zip(page) else { return 0 };
-            let in_memory = || pool.geometry.page_bytes(page.form());
-            pool.allocator.map_cost(page).unwrap_or_else(in_memory)
-        };
-        bytes(&self.global, pages.global) + bytes(&self.chunked, pages.chunked)
     }
 
     /// Reserves pages for the next `count` tokens of `sequence`, which are the
@@ -576,48 +216,6 @@ impl<B: Backend> KvCache<B> {
     pub fn commit(&mut self, sequence: &mut SequenceKv, count: usize) {
         sequence.len += count;
         self.rollback(sequence);
-    }
-
-    /// Lets a sequence of whole pages, at least two and inside of a chunk, go on to `tokens` without
-    /// computing anything: every further page gets the content of its last one. For measurements.
-    pub fn repeat_page(
-        &mut self,
-        backend: &B,
-        sequence: &mut SequenceKv,
-        tokens: usize,
-    ) -> Result<()> {
-        let template = |pool: &Option<Pool<B>>, table: &PageTable| {
-            let page = table.page_of(sequence.len.checked_sub(1)?)?;
-            let content = |pool: &Pool<B>| Ok(backend.kv_read(&pool.storage, page)?.into_owned());
-            pool.as_ref().map(content)
-        };
-        let chunked = template(&self.chunked, &sequence.chunked).transpose()?;
-        let global = template(&self.global, &sequence.global).transpose()?;
-        let last_chunk = self.layout.chunk_size.map_or(0, |chunk| tokens / chunk * chunk);
-        let mut step = KvStep::default();
-        while sequence.len + PAGE_TOKENS <= tokens {
-            let start = sequence.len;
-            step.clear();
-            self.extend(backend, sequence, PAGE_TOKENS, 0, &mut step)?;
-            // Pages of chunks that are complete by then are never read.
-            let parts = [
-                (&mut self.chunked, &sequence.chunked, &chunked, start >= last_chunk),
-                (&mut self.global, &sequence.global, &global, true),
-            ];
-            for (pool, table, content, wanted) in parts {
-                let (Some(pool), Some(page), Some(content)) = (pool, table.page_of(start), content)
-                else {
-                    continue;
-                };
-                if wanted {
-                    let mut bytes = AlignedBytes::zeroed(content.len())?;
-                    bytes.copy_from_slice(content);
-                    backend.kv_adopt(&mut pool.storage, page, bytes.into())?;
-                }
-            }
-            self.commit(sequence, PAGE_TOKENS);
-        }
-        Ok(())
     }
 
     /// Forgets tokens that were reserved and not committed.

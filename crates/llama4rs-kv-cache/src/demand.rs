@@ -4,8 +4,10 @@ use std::collections::HashSet;
 
 use llama4rs_tensor::{Backend, PageForm, PageId};
 
-use crate::cache::{KvCache, KvLayout, PoolKind, SequenceKv};
+use crate::cache::KvCache;
+use crate::layout::{KvLayout, PoolKind};
 use crate::persist::StoreState;
+use crate::sequence::SequenceKv;
 use crate::store::SEGMENT_PAGES;
 use crate::PAGE_TOKENS;
 

@@ -23,17 +23,27 @@
 //! makes them part of the sequence, or [`KvCache::rollback`] forgets them.
 
 mod allocator;
+mod beginning;
 mod cache;
 mod demand;
+mod kept;
+mod layout;
 mod page_table;
 mod persist;
+mod pool;
 mod prefix;
+mod repeat;
 mod resume;
+mod sequence;
+mod step;
 pub mod store;
 
-pub use cache::{KvCache, KvLayout, KvStep, LayerKv, PoolKind, PoolStep, SequenceKv};
+pub use cache::KvCache;
 pub use demand::Demand;
+pub use layout::{KvLayout, LayerKv, PoolKind};
 pub use prefix::TokenKey;
+pub use sequence::SequenceKv;
+pub use step::{KvStep, PoolStep};
 
 /// Tokens of one page.
 pub const PAGE_TOKENS: usize = 64;

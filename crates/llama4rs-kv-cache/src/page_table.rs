@@ -10,7 +10,7 @@ use std::ops::Range;
 use llama4rs_tensor::{KvSpan, PageForm, PageId, Slot};
 
 use crate::allocator::PageAllocator;
-use crate::cache::PoolStep;
+use crate::step::PoolStep;
 use crate::PAGE_TOKENS;
 
 /// The places of one page's tokens. While the step that fills a page has not been

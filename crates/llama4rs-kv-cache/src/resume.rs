@@ -10,8 +10,10 @@ use std::ops::Range;
 
 use llama4rs_tensor::Backend;
 
-use crate::cache::{KvCache, PoolKind, SequenceKv};
+use crate::cache::KvCache;
+use crate::layout::PoolKind;
 use crate::prefix::TokenKey;
+use crate::sequence::SequenceKv;
 use crate::store::{extend_chain, Text};
 use crate::PAGE_TOKENS;
 
