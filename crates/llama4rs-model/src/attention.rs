@@ -1,7 +1,7 @@
 //! Self-attention, with and without position.
 
 use llama4rs_kv_cache::{KvCache, KvStep, LayerKv};
-use llama4rs_tensor::{Backend, Placement, Result};
+use llama4rs_tensor::{Backend, Placement, Residual, Result};
 
 use crate::workspace::AttentionBuffers;
 
@@ -41,20 +41,19 @@ pub(crate) struct Attention<B: Backend> {
 }
 
 impl<B: Backend> Attention<B> {
-    /// `out = o_proj(softmax(q kᵀ / sqrt(d)) v)`; stores this step's keys and values first.
+    /// Adds `o_proj(softmax(q kᵀ / sqrt(d)) v)` to the residual; stores this step's keys and values first.
     pub fn forward(
         &self,
         backend: &B,
-        h: &B::Tensor,
         terms: &PositionTerms<B>,
         step: &KvStep,
         cache: &mut KvCache<B>,
         buffers: &mut AttentionBuffers<B>,
-        out: &mut B::Tensor,
+        residual: Residual<'_, B>,
     ) -> Result<()> {
         let AttentionBuffers { q, k, v, heads } = buffers;
         backend.matmul(
-            h,
+            residual.h,
             &[&self.q_proj, &self.k_proj, &self.v_proj],
             &mut [&mut *q, &mut *k, &mut *v],
         )?;
@@ -78,6 +77,6 @@ impl<B: Backend> Attention<B> {
             backend.kv_seal(cache.storage_mut(pool), index, &step.seals)?;
         }
         backend.attend(cache.storage(pool), index, q, &step.spans, scale, heads)?;
-        backend.matmul(heads, &[&self.o_proj], &mut [out])
+        backend.matmul_add(heads, &self.o_proj, residual)
     }
 }

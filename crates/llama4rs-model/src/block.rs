@@ -1,7 +1,7 @@
 //! One transformer block.
 
 use llama4rs_kv_cache::{KvCache, KvStep};
-use llama4rs_tensor::{Backend, Result};
+use llama4rs_tensor::{Backend, Residual, Result};
 
 use crate::attention::{Attention, PositionTerms};
 use crate::feed_forward::FeedForward;
@@ -16,7 +16,7 @@ pub(crate) struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
-    /// Attention, add, norm; feed forward, add, and the norm that `next` has.
+    /// `x += attention(h)`, `h = norm(x)`; `x += feed_forward(h)`, and `h` the norm that `next` has.
     ///
     /// `h` of the workspace is the norm of `x` already: each addition is followed by a norm, which
     /// devices compute with it.
@@ -30,13 +30,10 @@ impl<B: Backend> Block<B> {
         next: Option<&RmsNorm<B>>,
     ) -> Result<Option<B::Routing>> {
         let Workspace { x, h, delta, attention, feed_forward, .. } = workspace;
-        self.self_attn.forward(backend, h, terms, step, cache, attention, delta)?;
-        self.post_attention_layernorm.forward_sum(backend, x, delta, h)?;
-        let routing = self.feed_forward.forward(backend, h, feed_forward, delta)?;
-        match next {
-            Some(norm) => norm.forward_sum(backend, x, delta, h)?,
-            None => backend.add(x, delta)?,
-        }
-        Ok(routing)
+        let norm = Some(self.post_attention_layernorm.terms());
+        let residual = Residual { x, h, delta, norm };
+        self.self_attn.forward(backend, terms, step, cache, attention, residual)?;
+        let residual = Residual { x, h, delta, norm: next.map(RmsNorm::terms) };
+        self.feed_forward.forward(backend, feed_forward, residual)
     }
 }

@@ -1,6 +1,8 @@
 //! The feed-forward half of a block: dense SwiGLU, or a mixture of experts.
 
-use llama4rs_tensor::{Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Result};
+use llama4rs_tensor::{
+    Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Residual, Result,
+};
 
 use crate::workspace::FeedForwardBuffers;
 
@@ -20,12 +22,11 @@ impl<B: Backend> SwiGlu<B> {
     fn forward(
         &self,
         backend: &B,
-        h: &B::Tensor,
         buffers: &mut FeedForwardBuffers<B>,
-        out: &mut B::Tensor,
+        residual: Residual<'_, B>,
     ) -> Result<()> {
         let FeedForwardBuffers { gate, up, .. } = buffers;
-        backend.feed_forward(h, &self.weights(), [gate, up], out)
+        backend.feed_forward_add(&self.weights(), [gate, up], residual)
     }
 }
 
@@ -43,9 +44,8 @@ impl<B: Backend> MixtureOfExperts<B> {
     fn forward(
         &self,
         backend: &B,
-        h: &B::Tensor,
         buffers: &mut FeedForwardBuffers<B>,
-        out: &mut B::Tensor,
+        residual: Residual<'_, B>,
     ) -> Result<B::Routing> {
         let FeedForwardBuffers { gate, up, router_logits } = buffers;
         let weights = MixtureWeights {
@@ -54,7 +54,7 @@ impl<B: Backend> MixtureOfExperts<B> {
             shared: self.shared_expert.weights(),
             routed: self.experts.weights(),
         };
-        backend.mixture(h, weights, FeedForwardScratch { gate, up, router_logits }, out)
+        backend.mixture_add(weights, FeedForwardScratch { gate, up, router_logits }, residual)
     }
 }
 
@@ -65,17 +65,16 @@ pub(crate) enum FeedForward<B: Backend> {
 }
 
 impl<B: Backend> FeedForward<B> {
-    /// `out = FFN(h)`; says where the tokens went when there are experts.
+    /// Adds `FFN(h)` to the residual; says where the tokens went when there are experts.
     pub fn forward(
         &self,
         backend: &B,
-        h: &B::Tensor,
         buffers: &mut FeedForwardBuffers<B>,
-        out: &mut B::Tensor,
+        residual: Residual<'_, B>,
     ) -> Result<Option<B::Routing>> {
         match self {
-            FeedForward::Dense(mlp) => mlp.forward(backend, h, buffers, out).map(|()| None),
-            FeedForward::Experts(moe) => moe.forward(backend, h, buffers, out).map(Some),
+            FeedForward::Dense(mlp) => mlp.forward(backend, buffers, residual).map(|()| None),
+            FeedForward::Experts(moe) => moe.forward(backend, buffers, residual).map(Some),
         }
     }
 }

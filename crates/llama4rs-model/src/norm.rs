@@ -1,6 +1,6 @@
 //! Root mean square normalisation with a learned weight.
 
-use llama4rs_tensor::{Backend, Result};
+use llama4rs_tensor::{Backend, Norm, Result};
 
 /// `x / sqrt(mean(x²) + eps) * weight` (arXiv 1910.07467).
 pub(crate) struct RmsNorm<B: Backend> {
@@ -13,14 +13,8 @@ impl<B: Backend> RmsNorm<B> {
         backend.rms_norm(x, &self.weight, self.eps, out)
     }
 
-    /// `x += delta`, then its norm.
-    pub fn forward_sum(
-        &self,
-        backend: &B,
-        x: &mut B::Tensor,
-        delta: &B::Tensor,
-        out: &mut B::Tensor,
-    ) -> Result<()> {
-        backend.add_norm(x, delta, &self.weight, self.eps, out)
+    /// As the end of a half of a block takes it.
+    pub fn terms(&self) -> Norm<'_, B::Vector> {
+        Norm { weight: &self.weight, eps: self.eps }
     }
 }

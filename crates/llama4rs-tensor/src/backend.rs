@@ -60,6 +60,37 @@ pub struct FeedForwardScratch<'a, T> {
     pub router_logits: &'a mut T,
 }
 
+/// A norm's weight, and what is added to the mean square.
+pub struct Norm<'a, V> {
+    /// `[hidden]`
+    pub weight: &'a V,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// The end of a half of a block: `x += result`, then `h` the norm of the sum, with which the next half begins.
+pub struct Residual<'a, B: Backend> {
+    /// The residual stream, `[rows, hidden]`.
+    pub x: &'a mut B::Tensor,
+    /// What the half began with, and then what the next one does, `[rows, hidden]`.
+    pub h: &'a mut B::Tensor,
+    /// Room for what is added, `[rows, hidden]`.
+    pub delta: &'a mut B::Tensor,
+    /// Of the next half; `None`: nothing follows, and `h` stays.
+    pub norm: Option<Norm<'a, B::Vector>>,
+}
+
+impl<B: Backend> Residual<'_, B> {
+    /// Adds what is in `delta`.
+    pub fn end(self, backend: &B) -> Result<()> {
+        let Self { x, h, delta, norm } = self;
+        match norm {
+            Some(Norm { weight, eps }) => backend.add_norm(x, delta, weight, eps, h),
+            None => backend.add(x, delta),
+        }
+    }
+}
+
 /// A device that can run the model.
 ///
 /// Operations return an error on shapes that do not fit and on device failures;
@@ -324,6 +355,40 @@ pub trait Backend: Send + Sync + Sized + 'static {
         let routing = self.route(router_logits, top_k)?;
         self.feed_forward(x, &shared, [gate, up], out)?;
         self.experts(x, &routing, routed, out)?;
+        Ok(routing)
+    }
+
+    /// [`Backend::matmul`] with one matrix at the end of a half.
+    fn matmul_add(
+        &self,
+        x: &Self::Tensor,
+        weights: &Self::Matrix,
+        residual: Residual<'_, Self>,
+    ) -> Result<()> {
+        self.matmul(x, &[weights], &mut [&mut *residual.delta])?;
+        residual.end(self)
+    }
+
+    /// [`Backend::feed_forward`] of `residual.h` at the end of a half.
+    fn feed_forward_add(
+        &self,
+        weights: &ExpertWeights<'_, Self::Matrix>,
+        room: [&mut Self::Tensor; 2],
+        residual: Residual<'_, Self>,
+    ) -> Result<()> {
+        self.feed_forward(residual.h, weights, room, residual.delta)?;
+        residual.end(self)
+    }
+
+    /// [`Backend::mixture`] of `residual.h` at the end of a half.
+    fn mixture_add(
+        &self,
+        weights: MixtureWeights<'_, Self::Matrix>,
+        scratch: FeedForwardScratch<'_, Self::Tensor>,
+        residual: Residual<'_, Self>,
+    ) -> Result<Self::Routing> {
+        let routing = self.mixture(residual.h, weights, scratch, residual.delta)?;
+        residual.end(self)?;
         Ok(routing)
     }
 }

@@ -21,7 +21,9 @@ mod mapped;
 mod packed;
 mod vision_backend;
 
-pub use backend::{Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Placement};
+pub use backend::{
+    Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Norm, Placement, Residual,
+};
 pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
 pub use draw::Draw;
 pub use error::{Error, Result};
