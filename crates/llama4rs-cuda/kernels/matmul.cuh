@@ -27,22 +27,19 @@ struct MatmulArgs {
   const u32 *order;        // sorted position -> assignment = token * top_k + choice
   const float *weights;    // null, or [assignments]: multiplies the products
   u32 num_jobs, cols, tokens, x_divisor; // routed: x row = assignment / x_divisor, out row = assignment
+  RowNorm norm;            // of the rows of x: its factors multiply the products
 };
 
-enum Epilogue { STORE_F32 = 0, STORE_BF16 = 1, SWIGLU = 2, RESIDUAL = 3 };
+enum Epilogue { STORE_F32 = 0, SWIGLU = 2 };
 
 DEVICE float silu(float x) { return x / (1.0f + exp2_fast(-1.44269504f * x)); }
 
-// Writes the result of one output and one token. `up` only for SWIGLU.
-template <int EPILOGUE> DEVICE void finish(void *out, u64 index, float value, float up, float weight) {
+// Writes the result of one output and one token, times `scale`. `up` only for SWIGLU.
+template <int EPILOGUE> DEVICE void finish(void *out, u64 index, float value, float up, float scale) {
   if constexpr (EPILOGUE == STORE_F32) {
-    ((float *)out)[index] = value * weight;
-  } else if constexpr (EPILOGUE == STORE_BF16) {
-    ((u16 *)out)[index] = f32_to_bf16(value * weight);
-  } else if constexpr (EPILOGUE == SWIGLU) {
-    ((u16 *)out)[index] = f32_to_bf16(silu(value * weight) * (up * weight));
+    ((float *)out)[index] = value * scale;
   } else {
-    ((float *)out)[index] += value * weight;
+    ((u16 *)out)[index] = f32_to_bf16(silu(value * scale) * (up * scale));
   }
 }
 
@@ -89,7 +86,14 @@ DEVICE bool find_work(const MatmulArgs &args, u32 block, u32 rows_per_block, u32
 
 // The token (or assignment) number `i` of the work; its row of x; its row of the result.
 DEVICE u32 assignment(const Work &work, u32 i) { return work.order ? work.order[i] : work.first + i; }
-DEVICE const u16 *activations(const MatmulArgs &args, const Work &work, u32 i) {
+DEVICE u32 x_row(const MatmulArgs &args, const Work &work, u32 i) {
   u32 row = assignment(work, i);
-  return args.x + (u64)(work.job->first_x + (work.order ? row / args.x_divisor : row)) * args.cols;
+  return work.job->first_x + (work.order ? row / args.x_divisor : row);
+}
+DEVICE const u16 *activations(const MatmulArgs &args, const Work &work, u32 i) {
+  return args.x + (u64)x_row(args, work, i) * args.cols;
+}
+// What multiplies the products of row `i` of the work, of whose norm `factor` is left; every kernel in this order.
+DEVICE float row_scale(const MatmulArgs &args, const Work &work, u32 i, float factor) {
+  return work.order && args.weights ? factor * args.weights[assignment(work, i)] : factor;
 }

@@ -16,6 +16,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   // Blocks of weights that are under way: 8 registers' worth of 16 bytes at most.
   constexpr u32 AHEAD = PANELS * PIECES<KIND> >= 8 ? 1 : PANELS * PIECES<KIND> >= 4 ? 2 : 4;
   SHARED float4 parts[SLICES][PANELS * TILES][WARP];
+  SHARED float factors[8 * TILES];
 
   Work work;
   if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 1, work)) return;
@@ -119,6 +120,11 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     load_scales(0);
     load_x(0, true), load_x(1, true);
   }
+  // While the first weights are on their way.
+  for (u32 i = slice; i < work.count; i += SLICES) {
+    float factor = args.norm.squares ? row_factor(args.norm, x_row(args, work, i), args.cols) : 1.0f;
+    if (lane == 0) factors[i] = factor;
+  }
   u32 whole = args.cols / TILE_COLS;
 #pragma unroll 1
   for (; tile + 1 < end && tile + 2 <= whole; tile++) multiply(Flag<false>(), Flag<true>());
@@ -151,9 +157,8 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     for (u32 i = 0; i < 4; i++) {
       u32 token = fragment % TILES * 8 + t * 2 + i % 2, n = row + i / 2 * 8;
       if (token < work.count && n < work.job->rows) {
-        u32 at = assignment(work, token);
-        float weight = work.order && args.weights ? args.weights[at] : 1.0f;
-        finish<EPILOGUE>(work.job->out, (u64)at * work.job->rows + n, sum[i], up[i], weight);
+        float scale = row_scale(args, work, token, factors[token]);
+        finish<EPILOGUE>(work.job->out, (u64)assignment(work, token) * work.job->rows + n, sum[i], up[i], scale);
       }
     }
   }

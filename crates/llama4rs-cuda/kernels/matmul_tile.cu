@@ -179,22 +179,27 @@ DEVICE void matmul_tile(const MatmulArgs &args) {
   }
 
 #pragma unroll
-  for (u32 p = 0; p < (EPILOGUE == SWIGLU ? 1 : 2); p++)
+  for (u32 n = 0; n < WARP_TILES; n++)
 #pragma unroll
-    for (u32 n = 0; n < WARP_TILES; n++)
+    for (u32 odd = 0; odd < 2; odd++) {
+      u32 token = first_token + n * 8 + t * 2 + odd;
+      if (token >= work.count) continue;
+      u32 at = assignment(work, token);
+      float scale = 1.0f;
+      if constexpr (!SPLIT) scale = row_scale(args, work, token, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
 #pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        u32 token = first_token + n * 8 + t * 2 + i % 2;
-        u32 row = work.row_block * ROWS + (EPILOGUE == SWIGLU ? first_panel / 2 : first_panel + p) * PANEL + g + i / 2 * 8;
-        if (token >= work.count || row >= work.job->rows) continue;
-        u32 at = assignment(work, token);
-        if constexpr (SPLIT) {
-          ((float *)work.job->out)[((u64)blockIdx.y * args.tokens + at) * work.job->rows + row] = sums[p][n][i];
-        } else {
-          float weight = work.order && args.weights ? args.weights[at] : 1.0f;
-          finish<EPILOGUE>(work.job->out, (u64)at * work.job->rows + row, sums[p][n][i], sums[1][n][i], weight);
+      for (u32 p = 0; p < (EPILOGUE == SWIGLU ? 1 : 2); p++)
+#pragma unroll
+        for (u32 i = odd; i < 4; i += 2) {
+          u32 row = work.row_block * ROWS + (EPILOGUE == SWIGLU ? first_panel / 2 : first_panel + p) * PANEL + g + i / 2 * 8;
+          if (row >= work.job->rows) continue;
+          if constexpr (SPLIT) {
+            ((float *)work.job->out)[((u64)blockIdx.y * args.tokens + at) * work.job->rows + row] = sums[p][n][i];
+          } else {
+            finish<EPILOGUE>(work.job->out, (u64)at * work.job->rows + row, sums[p][n][i], sums[1][n][i], scale);
+          }
         }
-      }
+    }
 }
 
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=.
@@ -209,13 +214,14 @@ KERNEL_OCCUPANCY(256, 1) matmul_split_64(const __grid_constant__ MatmulArgs args
   matmul_tile<FORMAT, GROUP, 64, FINISH, true>(args);
 }
 
-// out = the sum of the slices [4][count], in order; one thread a value.
-KERNEL(256) add_slices(const float *slices, void *out, u64 count) {
+// out [tokens, outputs] = the sum of the slices [4][tokens, outputs], in order, times the factors of a norm of rows of
+// `width` inputs; one thread a value.
+KERNEL(256) add_slices(const float *slices, float *out, u64 count, u32 outputs, RowNorm norm, u32 width) {
   u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
   if (i >= count) return;
   float sum = 0.0f;
 #pragma unroll
   for (u32 slice = 0; slice < SLICES; slice++) sum += slices[slice * count + i];
-  finish<FINISH>(out, i, sum, 0.0f, 1.0f);
+  finish<FINISH>(out, i, sum, 0.0f, whole_row_factor(norm, i / outputs, width));
 }
 #endif

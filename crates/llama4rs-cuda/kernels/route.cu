@@ -1,7 +1,8 @@
 // Which expert each token goes to, and the tiles of tokens that the matrix kernels take.
 //
 // router_parts: parts [splits][tokens, experts] f32: x [tokens, cols] f32 times f32 panels (docs/format.md) of
-//   [experts, cols], the inputs cut into splits of 256, whose sums are added in order by `route`.
+//   [experts, cols], times the factors of the norm that is left of x, the inputs cut into splits of 256, whose
+//   sums are added in order by `route`.
 //   Launch: (panels, splits, ceil(tokens / 4)) blocks of 128 threads: row r = i % 16 of the panel, inputs
 //   i / 16 + 8 k. Bytes: the weights once for 4 tokens. A token's sums have one order.
 // route: the sums of parts -> for each assignment a = token * top_k + choice its expert and sigmoid(logit), the
@@ -13,15 +14,19 @@ constexpr u32 MOST_EXPERTS = 256;
 
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_fast(-1.44269504f * x)); }
 
-KERNEL(128) router_parts(const float *x, const float *panels, float *parts, u32 tokens, u32 cols, u32 experts,
-                         u64 panel_floats) {
+KERNEL(128) router_parts(const float *x, RowNorm norm, const float *panels, float *parts, u32 tokens, u32 cols,
+                         u32 experts, u64 panel_floats) {
   SHARED float chunk[4][256];
   SHARED float sums[8][4][16];
+  SHARED float factors[4];
   u32 first_input = blockIdx.y * 256, first_token = blockIdx.z * 4, row = threadIdx.x % 16, part = threadIdx.x / 16;
   for (u32 i = threadIdx.x; i < 4 * 256; i += 128) {
     u32 token = first_token + i / 256, input = first_input + i % 256;
     chunk[i / 256][i % 256] = token < tokens && input < cols ? x[(u64)token * cols + input] : 0.0f;
   }
+  u32 warp = threadIdx.x / WARP, row_of_warp = min(first_token + warp, tokens - 1);
+  float factor = norm.squares ? row_factor(norm, row_of_warp, cols) : 1.0f;
+  if (threadIdx.x % WARP == 0) factors[warp] = factor;
   __syncthreads();
   const float *lines = panels + blockIdx.x * panel_floats + row;
   float sum[4] = {};
@@ -39,7 +44,7 @@ KERNEL(128) router_parts(const float *x, const float *panels, float *parts, u32 
   float total = 0.0f;
 #pragma unroll
   for (u32 i = 0; i < 8; i++) total += sums[i][j][row];
-  parts[((u64)blockIdx.y * tokens + first_token + j) * experts + expert] = total;
+  parts[((u64)blockIdx.y * tokens + first_token + j) * experts + expert] = total * factors[j];
 }
 
 struct TokenTile {

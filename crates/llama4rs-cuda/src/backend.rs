@@ -10,14 +10,15 @@ use llama4rs_tensor::check::{
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
     Backend, Bytes, Draw, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan,
-    MixtureWeights, PackedMatrix, PageForm, PageId, Placement, Result, Slot,
+    MixtureWeights, Norm, PackedMatrix, PageForm, PageId, Placement, Result, Slot,
 };
 
 use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
 use crate::ops::feed_forward::{fits_feed_forward, fits_mixture};
-use crate::ops::fused::{is_wide_enough, suits_place, Norm};
 use crate::ops::pages_attention;
+use crate::ops::place::suits_place;
+use crate::ops::residual::is_wide_enough;
 use crate::ops::sample::Tokens;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 use crate::Cuda;
@@ -73,6 +74,7 @@ impl Backend for Cuda {
     }
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<f32>> {
+        let x = self.plain(x)?;
         x.values().map_or(Ok(Vec::new()), |values| values.read(0, x.len()))
     }
 
@@ -81,6 +83,7 @@ impl Backend for Cuda {
         let expected = || format!("some of {} rows", x.rows());
         require(fits, "rows_to_host", expected, || format!("{rows:?}"))?;
         let (start, count) = (rows.start * x.cols(), rows.len() * x.cols());
+        let x = self.plain(x)?;
         x.values().map_or(Ok(Vec::new()), |values| values.read(start, count))
     }
 
@@ -112,18 +115,20 @@ impl Backend for Cuda {
 
     fn select_rows(&self, x: &Tensor, rows: &[u32], out: &mut Tensor) -> Result<()> {
         require_below("select_rows", "rows", rows, x.rows())?;
-        self.run_select_rows(x, rows, out)
+        self.run_select_rows(&*self.plain(x)?, rows, out)
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
         require_shape("add", y.shape(), x.rows(), x.cols())?;
-        self.run_add(x, y)
+        self.make_plain(x)?;
+        self.run_add(x, &*self.plain(y)?)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor) -> Result<()> {
         require_columns("rms_norm", x.cols(), weight.0.len())?;
+        let x = &*self.plain(x)?;
         if self.tensor_cores && is_wide_enough(x.cols()) {
-            return self.run_norm(x, Norm { weight, eps, out });
+            return self.run_norm(x, Norm { weight, eps }, out);
         }
         self.run_rms_norm(x, weight, eps, out)
     }
@@ -142,7 +147,7 @@ impl Backend for Cuda {
             if weights.fragments.is_some() {
                 self.run_products(x, &[weights], &mut [out])?;
             } else {
-                self.run_matmul(x, weights, out)?;
+                self.run_matmul(&*self.plain(x)?, weights, out)?;
             }
         }
         Ok(())
@@ -150,24 +155,28 @@ impl Backend for Cuda {
 
     fn swiglu(&self, gate: &mut Tensor, up: &Tensor) -> Result<()> {
         require_shape("swiglu", up.shape(), gate.rows(), gate.cols())?;
-        self.run_swiglu(gate, up)
+        self.make_plain(gate)?;
+        self.run_swiglu(gate, &*self.plain(up)?)
     }
 
     fn rope(&self, x: &mut Tensor, rotations: &Tensor, head_dim: usize) -> Result<()> {
         require_heads("rope", x.cols(), head_dim)?;
         require_heads("rope", head_dim, 2)?;
         require_shape("rope", rotations.shape(), x.rows(), head_dim)?;
-        self.run_rope(x, rotations, head_dim)
+        self.make_plain(x)?;
+        self.run_rope(x, &*self.plain(rotations)?, head_dim)
     }
 
     fn head_norm(&self, x: &mut Tensor, head_dim: usize, eps: f32) -> Result<()> {
         require_heads("head_norm", x.cols(), head_dim)?;
+        self.make_plain(x)?;
         self.run_head_norm(x, head_dim, eps)
     }
 
     fn scale_rows(&self, x: &mut Tensor, scales: &Tensor) -> Result<()> {
         require_shape("scale_rows", scales.shape(), x.rows(), 1)?;
-        self.run_scale_rows(x, scales)
+        self.make_plain(x)?;
+        self.run_scale_rows(x, &*self.plain(scales)?)
     }
 
     fn kv_pool(&self, geometry: KvGeometry) -> Result<KvPages> {
@@ -187,7 +196,7 @@ impl Backend for Cuda {
         values: &Tensor,
     ) -> Result<()> {
         require_slots(pool, layer, slots, [keys, values])?;
-        self.run_write_kv(pool, layer, slots, keys, values)
+        self.run_write_kv(pool, layer, slots, &*self.plain(keys)?, &*self.plain(values)?)
     }
 
     fn kv_seal(&self, pool: &mut KvPages, layer: usize, pages: &[(PageId, PageId)]) -> Result<()> {
@@ -237,6 +246,7 @@ impl Backend for Cuda {
         require_layer("attend", &geometry, layer)?;
         require_heads("attend", queries.cols(), geometry.head_dim * geometry.num_kv_heads)?;
         let heads = queries.cols() / geometry.head_dim;
+        let queries = &*self.plain(queries)?;
         if self.tensor_cores && pages_attention::suits(pool, heads) {
             return self.run_attend_pages(pool, layer, queries, spans, scale, out);
         }
@@ -248,7 +258,7 @@ impl Backend for Cuda {
         let fits = (1..=experts).contains(&top_k);
         let expected = || format!("1 to {experts} experts per row");
         require(fits, "route", expected, || top_k.to_string())?;
-        self.run_route(logits, top_k)
+        self.run_route(&*self.plain(logits)?, top_k)
     }
 
     fn routed_experts(&self, routing: &Routing) -> Result<Vec<u32>> {
@@ -276,11 +286,12 @@ impl Backend for Cuda {
         }
         require_shape("experts", x.shape(), routing.rows, hidden)?;
         require_shape("experts", out.shape(), routing.rows, hidden)?;
+        self.make_plain(out)?;
         self.run_experts(x, routing, weights, out)
     }
 
     fn choose(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Tokens>> {
-        self.run_choose(logits, draws).map(Some)
+        self.run_choose(&*self.plain(logits)?, draws).map(Some)
     }
 
     fn tokens(&self, chosen: &Tokens) -> Result<Vec<u32>> {
@@ -301,7 +312,9 @@ impl Backend for Cuda {
         }
         require_shape("add_norm", delta.shape(), x.rows(), x.cols())?;
         require_columns("add_norm", x.cols(), weight.0.len())?;
-        self.launch_residual(x, Some(delta.address()), None, Some(Norm { weight, eps, out }))
+        self.make_plain(x)?;
+        let delta = self.plain(delta)?;
+        self.launch_residual(x, Some(delta.address()), None, Some((Norm { weight, eps }, out)))
     }
 
     fn place(
@@ -325,7 +338,14 @@ impl Backend for Cuda {
         }
         require_slots(pool, layer, slots, [k, v])?;
         require_shape("place", (q.rows(), 1), slots.len(), 1)?;
-        self.run_place([q, k, v], placement, pool, layer, slots)
+        for x in [&mut *q, &mut *k, &mut *v] {
+            self.make_plain(x)?;
+        }
+        let rotations = placement.rotations.map(|x| self.plain(x)).transpose()?;
+        let scales = placement.scales.map(|x| self.plain(x)).transpose()?;
+        let placement =
+            Placement { rotations: rotations.as_deref(), scales: scales.as_deref(), ..*placement };
+        self.run_place([q, k, v], &placement, pool, layer, slots)
     }
 
     fn feed_forward(

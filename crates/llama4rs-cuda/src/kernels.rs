@@ -63,7 +63,7 @@ sources! {
         &[("FORMAT", 2), ("GROUP", 64)],
         &[("FORMAT", 3), ("GROUP", 32)],
     ];
-    MATMUL_DECODE = "matmul_decode.cu" after ["fragments.cuh", "matmul.cuh"], &[
+    MATMUL_DECODE = "matmul_decode.cu" after ["fragments.cuh", "norm.cuh", "matmul.cuh"], &[
         &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2), ("ROW_PANELS", 2)],
@@ -72,14 +72,14 @@ sources! {
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2), ("ROW_PANELS", 2)],
     ];
-    MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "matmul.cuh"], &[
+    MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "norm.cuh", "matmul.cuh"], &[
         &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0)],
         &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 2)],
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2)],
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2)],
     ];
-    ROUTE = "route.cu", &[&[]];
+    ROUTE = "route.cu" after ["norm.cuh"], &[&[]];
     ATTENTION_DECODE = "attention_decode.cu" after ["attention.cuh"], &[
         &[("HEAD_DIM", 128), ("SEALED_PAGES", 0)],
         &[("HEAD_DIM", 128), ("SEALED_PAGES", 1)],
@@ -90,7 +90,7 @@ sources! {
         &[("HEAD_DIM", 128), ("SEALED_PAGES", 1)],
     ];
     ROPE_CACHE = "rope_cache.cu", &[&[("HEAD_DIM", 128)]];
-    RESIDUAL_NORM = "residual_norm.cu", &[&[("WIDTH", 5120)]];
+    RESIDUAL_NORM = "residual_norm.cu" after ["norm.cuh"], &[&[("WIDTH", 5120)]];
     SAMPLE = "sample.cu", &[&[]];
     FILL = "fill.cu", &[&[]];
     ATTENTION_EXACT = "attention_exact.cu", &[

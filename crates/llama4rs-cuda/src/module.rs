@@ -8,6 +8,7 @@ use llama4rs_tensor::{Error, Result};
 use crate::error::{device, words, During};
 use crate::gpu::Gpu;
 use crate::memory::Buffer;
+use crate::tensor::RowNorm;
 
 /// Loaded code. It lives as long as its device: [`Module::unload`] is for the end.
 pub(crate) struct Module {
@@ -146,6 +147,13 @@ impl Structure {
         Ok(self.word(small(value)?))
     }
 
+    /// A `RowNorm` of `kernels/norm.cuh`; null without one.
+    pub fn row_norm(self, norm: Option<RowNorm>) -> Result<Self> {
+        let RowNorm { squares, parts, eps } =
+            norm.unwrap_or(RowNorm { squares: 0, parts: 0, eps: 0.0 });
+        Ok(self.long(squares).size(parts)?.word(eps.to_bits()))
+    }
+
     /// `count` bytes of zeros, such as unused elements of an array.
     pub fn zeros(mut self, count: usize) -> Self {
         self.0.resize(self.0.len() + count, 0);
@@ -173,6 +181,12 @@ fn small(size: usize) -> Result<u32> {
 pub(crate) trait AsArgument {
     /// The argument's bytes.
     fn argument(self) -> Result<Argument>;
+}
+
+impl AsArgument for Option<RowNorm> {
+    fn argument(self) -> Result<Argument> {
+        Structure::default().row_norm(self)?.argument()
+    }
 }
 
 impl<T: crate::memory::Plain> AsArgument for &Buffer<T> {

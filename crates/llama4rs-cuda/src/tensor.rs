@@ -19,8 +19,32 @@ pub struct Tensor {
     /// The same values rounded to bf16, by whoever wrote them last.
     halves: Option<Buffer<u16>>,
     halves_are_current: bool,
+    /// Room for sums of squares.
+    squares: Option<Buffer<f32>>,
+    /// The values, and the halves, are still to be multiplied by the factors of this norm.
+    norm: Option<RowNorm>,
     rows: usize,
     cols: usize,
+}
+
+/// What is left of a norm of rows: their factors, `kernels/norm.cuh`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowNorm {
+    /// Where `[rows, parts]` sums of squares are.
+    pub squares: u64,
+    /// Panels of a row, or one sum.
+    pub parts: usize,
+    pub eps: f32,
+}
+
+/// Where a norm but for its factors is written.
+pub(crate) struct NormRoom {
+    /// `[rows, cols]`
+    pub scaled: u64,
+    /// `[rows, cols]` bf16
+    pub halves: u64,
+    /// `[rows, parts]`
+    pub squares: u64,
 }
 
 impl Tensor {
@@ -43,9 +67,46 @@ impl Tensor {
         self.rows * self.cols
     }
 
-    /// Where the values are, to be read; 0 when there are none.
+    /// Where the values are, to be read; 0 when there are none, or none that are plain: a norm has to be
+    /// [finished](crate::Cuda::plain) first, or read by those who [know](Self::scaled) what is left of it.
     pub(crate) fn address(&self) -> u64 {
-        self.values.as_ref().map_or(0, Buffer::address)
+        match self.norm {
+            None => self.values.as_ref().map_or(0, Buffer::address),
+            Some(_) => 0,
+        }
+    }
+
+    /// Where the values and their halves are that factors still have to multiply, and which.
+    pub(crate) fn scaled(&self) -> Option<(u64, u64, RowNorm)> {
+        let (values, halves) = (self.values.as_ref()?, self.halves.as_ref()?);
+        self.norm.map(|norm| (values.address(), halves.address(), norm))
+    }
+
+    /// Takes the shape `[rows, cols]` for a norm but for its factors, which the caller writes: `parts` sums
+    /// of squares a row.
+    pub(crate) fn start_norm(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        (rows, cols): (usize, usize),
+        (parts, eps): (usize, f32),
+    ) -> Result<NormRoom> {
+        self.resize(gpu, rows, cols)?;
+        let (scaled, halves) = (self.address(), self.halves_mut(gpu)?.address());
+        let len = rows * parts;
+        if self.squares.as_ref().is_none_or(|squares| squares.len() < len) {
+            if self.squares.take().is_some() {
+                gpu.forget_graphs()?;
+            }
+            self.squares = Some(Buffer::lasting(gpu, len, "activations")?);
+        }
+        let squares = self.squares.as_ref().map_or(0, Buffer::address);
+        self.norm = Some(RowNorm { squares, parts, eps });
+        Ok(NormRoom { scaled, halves, squares })
+    }
+
+    /// The factors were multiplied, in place.
+    pub(crate) fn end_norm(&mut self) {
+        (self.norm, self.halves_are_current) = (None, false);
     }
 
     /// Where the values are, to be changed.
@@ -56,7 +117,7 @@ impl Tensor {
 
     /// Where the values are as bf16, if somebody wrote them down.
     pub(crate) fn halves(&self) -> Option<&Buffer<u16>> {
-        self.halves.as_ref().filter(|_| self.halves_are_current)
+        self.halves.as_ref().filter(|_| self.halves_are_current && self.norm.is_none())
     }
 
     /// Room for all values as bf16, which the caller writes together with the values.
@@ -84,7 +145,7 @@ impl Tensor {
 
     /// Takes a new shape; the values are then anything.
     pub(crate) fn resize(&mut self, gpu: &Arc<Gpu>, rows: usize, cols: usize) -> Result<()> {
-        self.halves_are_current = false;
+        self.end_norm();
         let refused = Error::OutOfMemory { what: "activations", bytes: usize::MAX };
         let len = rows.checked_mul(cols).ok_or(refused)?;
         if self.values.as_ref().map_or(0, Buffer::len) < len {
@@ -101,7 +162,7 @@ impl Tensor {
 
     /// Makes all values zero.
     pub(crate) fn clear(&mut self) -> Result<()> {
-        self.halves_are_current = false;
+        self.end_norm();
         self.values.as_mut().map_or(Ok(()), Buffer::clear)
     }
 
@@ -109,6 +170,12 @@ impl Tensor {
     pub(crate) fn reshape(&mut self, rows: usize, cols: usize) {
         debug_assert_eq!(rows * cols, self.len());
         (self.rows, self.cols) = (rows, cols);
+    }
+
+    /// Room for values of this shape; within a step it goes with that.
+    pub(crate) fn scratch(gpu: &Arc<Gpu>, rows: usize, cols: usize) -> Result<Self> {
+        let values = Some(Buffer::new(gpu, rows * cols, "activations")?);
+        Ok(Self { values, rows, cols, ..Self::default() })
     }
 
     /// A tensor of given values; `values.len()` is `rows * cols`. Within a step it lasts until the next one.

@@ -22,11 +22,12 @@ impl VisionBackend for Cuda {
     ) -> Result<()> {
         require_columns("layer_norm", x.cols(), weight.0.len())?;
         require_columns("layer_norm", x.cols(), bias.0.len())?;
-        self.run_layer_norm(x, weight, bias, eps, out)
+        self.run_layer_norm(&*self.plain(x)?, weight, bias, eps, out)
     }
 
     fn add_bias(&self, x: &mut Tensor, bias: &Vector) -> Result<()> {
         require_columns("add_bias", x.cols(), bias.0.len())?;
+        self.make_plain(x)?;
         self.run_add_bias(x, bias)
     }
 
@@ -34,6 +35,7 @@ impl VisionBackend for Cuda {
         if let Some(bias) = bias {
             self.add_bias(x, bias)?;
         }
+        self.make_plain(x)?;
         self.run_gelu(x)
     }
 
@@ -58,12 +60,14 @@ impl VisionBackend for Cuda {
         if q.len() == 0 {
             return out.resize(&self.gpu, q.rows(), q.cols());
         }
-        self.run_attend_all([q, k, v], tile_rows, head_dim, scale, out)
+        let [q, k, v] = [self.plain(q)?, self.plain(k)?, self.plain(v)?];
+        self.run_attend_all([&q, &k, &v], tile_rows, head_dim, scale, out)
     }
 
     fn reshape(&self, x: &mut Tensor, cols: usize) -> Result<()> {
         require_whole("reshape", "values", x.len(), cols)?;
         let rows = x.len().checked_div(cols).unwrap_or(0);
+        self.make_plain(x)?;
         x.reshape(rows, cols);
         Ok(())
     }
@@ -71,6 +75,7 @@ impl VisionBackend for Cuda {
     fn replace_rows(&self, x: &mut Tensor, rows: &[u32], with: &Tensor) -> Result<()> {
         require_shape("replace_rows", with.shape(), rows.len(), x.cols())?;
         require_below("replace_rows", "rows", rows, x.rows())?;
-        self.run_replace_rows(x, rows, with)
+        self.make_plain(x)?;
+        self.run_replace_rows(x, rows, &*self.plain(with)?)
     }
 }

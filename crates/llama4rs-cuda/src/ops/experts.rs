@@ -71,6 +71,7 @@ impl Cuda {
                 return Err(Error::shape("experts", "all matrices in f32, or none of them", found));
             }
         }
+        let x = self.plain(x)?;
         let Sorted { order, place, tiles } = self.sort_entries(routing)?;
         let sorted = |cols: usize| -> Result<Buffer<f32>> {
             let len = entries.checked_mul(cols);

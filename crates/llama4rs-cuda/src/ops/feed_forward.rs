@@ -2,8 +2,8 @@
 
 use llama4rs_tensor::{Error, ExpertWeights, MixtureWeights, Result, WeightFormat};
 
-use super::fused::is_wide_enough;
 use super::products::{Finish, Input, Job, Routed};
+use super::residual::is_wide_enough;
 use super::router::{TokenTiles, MOST_EXPERTS};
 use super::shapes::Shape;
 use crate::cuda::{Cuda, Launch};
@@ -43,12 +43,13 @@ impl Cuda {
         let (routing, tiles) = self.run_router(x, router, top_k, &formats)?;
         let assignments = rows * top_k;
         let mut scratch = None;
-        let halves = self.halves_of(x, &mut scratch)?.address();
+        let (halves, norm) = self.product_rows(x, &mut scratch)?;
         let room = (rows + assignments) * inner;
         let inners = Buffer::<u16>::new(&self.gpu, room, "rows of experts")?;
         let by_expert = |divisor, weights| Some(Routed { tiles: &tiles, divisor, weights });
         let input = Input {
             x: halves,
+            norm,
             rows,
             cols: hidden,
             routed: by_expert(top_k, Some(&routing.weights)),
@@ -61,7 +62,9 @@ impl Cuda {
 
         out.resize(&self.gpu, rows, hidden)?;
         let expert_rows = Buffer::<f32>::new(&self.gpu, assignments * hidden, "rows of experts")?;
-        let input = Input { x: inners.address(), rows, cols: inner, routed: by_expert(1, None) };
+        let routed_inners = by_expert(1, None);
+        let input =
+            Input { x: inners.address(), norm: None, rows, cols: inner, routed: routed_inners };
         let down =
             |weights, out, first_row, routed| Job { weights, up: None, out, routed, first_row };
         let jobs = [
@@ -82,15 +85,15 @@ impl Cuda {
     ) -> Result<()> {
         let (rows, hidden, inner) = (x.rows(), weights.gate.cols, weights.gate.rows);
         let mut scratch = None;
-        let halves = self.halves_of(x, &mut scratch)?.address();
+        let (halves, norm) = self.product_rows(x, &mut scratch)?;
         let inners = Buffer::<u16>::new(&self.gpu, rows * inner, "inner activations")?;
-        let input = Input { x: halves, rows, cols: hidden, routed: None };
+        let input = Input { x: halves, norm, rows, cols: hidden, routed: None };
         let shape = self.gated_shape_for(rows, inner, weights.gate.format);
         let job = gated(weights, inners.address(), false);
         self.launch_products(shape, &input, &[job], Finish::SwiGlu)?;
 
         out.resize(&self.gpu, rows, hidden)?;
-        let input = Input { x: inners.address(), rows, cols: inner, routed: None };
+        let input = Input { x: inners.address(), norm: None, rows, cols: inner, routed: None };
         let shape = self.shape_for(rows, hidden, weights.down.format);
         let out = out.address_mut();
         let job = Job { weights: weights.down, up: None, out, routed: false, first_row: 0 };
@@ -132,11 +135,10 @@ impl Cuda {
         let assignments = routing.rows * routing.top_k;
         let tiles = self.token_tiles(routing, &[gate.format, up.format, down.format])?;
         let mut scratch = None;
-        let halves = self.halves_of(x, &mut scratch)?;
+        let (halves, norm) = self.product_rows(x, &mut scratch)?;
         let routed =
             Routed { tiles: &tiles, divisor: routing.top_k, weights: Some(&routing.weights) };
-        let input =
-            Input { x: halves.address(), rows: x.rows(), cols: hidden, routed: Some(routed) };
+        let input = Input { x: halves, norm, rows: x.rows(), cols: hidden, routed: Some(routed) };
         let inner = Buffer::<u16>::new(
             &self.gpu,
             (assignments * gate.rows).next_multiple_of(4),
@@ -155,8 +157,13 @@ impl Cuda {
             self.swiglu_apart(&tiles, &input, [gate, up], &inner)?;
         }
         let routed = Routed { tiles: &tiles, divisor: 1, weights: None };
-        let input =
-            Input { x: inner.address(), rows: assignments, cols: down.cols, routed: Some(routed) };
+        let input = Input {
+            x: inner.address(),
+            norm: None,
+            rows: assignments,
+            cols: down.cols,
+            routed: Some(routed),
+        };
         let rows = Buffer::<f32>::new(&self.gpu, assignments * hidden, "rows of experts")?;
         let job = Job { weights: down, up: None, out: rows.address(), routed: true, first_row: 0 };
         self.launch_products(tiles.shape, &input, &[job], Finish::F32)?;

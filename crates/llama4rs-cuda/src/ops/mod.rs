@@ -3,11 +3,12 @@
 pub(crate) mod attention;
 pub(crate) mod experts;
 pub(crate) mod feed_forward;
-pub(crate) mod fused;
 pub(crate) mod kv_pages;
 pub(crate) mod matmul;
 pub(crate) mod pages_attention;
+pub(crate) mod place;
 pub(crate) mod products;
+pub(crate) mod residual;
 pub(crate) mod router;
 pub(crate) mod rows;
 pub(crate) mod sample;

@@ -13,7 +13,7 @@ use crate::fragments::Fragments;
 use crate::kernels::{MATMUL_DECODE, MATMUL_TILE, RESIDUAL_NORM};
 use crate::memory::Buffer;
 use crate::module::{arguments, Structure};
-use crate::tensor::{Matrix, Tensor};
+use crate::tensor::{Matrix, RowNorm, Tensor};
 
 /// Matrices of one launch.
 const MOST_JOBS: usize = 4;
@@ -48,6 +48,8 @@ pub(crate) struct Job<'a> {
 pub(crate) struct Input<'a> {
     /// `[rows, cols]` bf16
     pub x: u64,
+    /// What is left of their norm.
+    pub norm: Option<RowNorm>,
     pub rows: usize,
     pub cols: usize,
     pub routed: Option<Routed<'a>>,
@@ -63,6 +65,18 @@ pub(crate) struct Routed<'a> {
 }
 
 impl Cuda {
+    /// The rows of `x` as bf16, and what is left of their norm.
+    pub(crate) fn product_rows(
+        &self,
+        x: &Tensor,
+        scratch: &mut Option<Buffer<u16>>,
+    ) -> Result<(u64, Option<RowNorm>)> {
+        match x.scaled() {
+            Some((_, halves, norm)) => Ok((halves, Some(norm))),
+            None => Ok((self.halves_of(x, scratch)?.address(), None)),
+        }
+    }
+
     /// The rows of `x` as bf16: what is written down already, or `scratch`.
     pub(crate) fn halves_of<'a>(
         &self,
@@ -95,8 +109,8 @@ impl Cuda {
         outs: &mut [&mut Tensor],
     ) -> Result<()> {
         let mut scratch = None;
-        let halves = self.halves_of(x, &mut scratch)?;
-        let input = Input { x: halves.address(), rows: x.rows(), cols: x.cols(), routed: None };
+        let (halves, norm) = self.product_rows(x, &mut scratch)?;
+        let input = Input { x: halves, norm, rows: x.rows(), cols: x.cols(), routed: None };
         for (weights, out) in weights.iter().zip(outs.iter_mut()) {
             out.resize(&self.gpu, x.rows(), weights.rows)?;
         }
@@ -166,12 +180,14 @@ impl Cuda {
             .size(jobs.len())?
             .size(input.cols)?
             .size(input.rows)?
-            .size(routed.map_or(1, |r| r.divisor))?;
+            .size(routed.map_or(1, |r| r.divisor))?
+            .row_norm(input.norm)?;
 
         let [format_constant, group] = jobs[0].weights.constants();
         let panels = if finish == Finish::SwiGlu { 2 } else { 1 };
         let constants = [format_constant, group, ("FINISH", finish as u32), ("ROW_PANELS", panels)];
         let decode = shape.is_decode();
+        debug_assert!(decode || input.norm.is_none_or(|norm| norm.parts == 1));
         let launch = Launch {
             source: if decode { &MATMUL_DECODE } else { &MATMUL_TILE },
             kernel: shape.kernel(),
@@ -191,7 +207,9 @@ impl Cuda {
                 blocks: [count.div_ceil(256), 1, 1],
                 threads: 256,
             };
-            self.launch(launch, &arguments![slices, job.out, count as u64])?;
+            let outputs = job.weights.rows;
+            let all = arguments![slices, job.out, count as u64, outputs, input.norm, input.cols];
+            self.launch(launch, &all)?;
         }
         Ok(())
     }

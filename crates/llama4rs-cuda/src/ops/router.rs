@@ -41,7 +41,11 @@ impl Cuda {
         let logits = Buffer::<f32>::new(&self.gpu, rows * num_experts, "routing")?;
         let experts = Buffer::result(&self.gpu, assignments, "routing")?;
         let weights = Buffer::new(&self.gpu, assignments, "routing")?;
-        let tiles = self.room_for_tiles(assignments, num_experts, formats)?;
+        let tiles = self.room_for_tiles(rows, assignments, num_experts, formats)?;
+        let (x, norm) = match x.scaled() {
+            Some((values, _, norm)) => (values, Some(norm)),
+            None => (x.address(), None),
+        };
         let launch = |kernel, blocks, threads| Launch {
             source: &ROUTE,
             kernel,
@@ -52,7 +56,8 @@ impl Cuda {
         };
         let panel_floats = router.panel_bytes() / 4;
         let all = arguments![
-            x.address(),
+            x,
+            norm,
             &router.panels,
             &parts,
             rows,
@@ -82,11 +87,12 @@ impl Cuda {
 
     fn room_for_tiles(
         &self,
+        rows: usize,
         assignments: usize,
         num_experts: usize,
         formats: &[WeightFormat],
     ) -> Result<TokenTiles> {
-        let shape = self.expert_shape_for(assignments, num_experts, formats);
+        let shape = self.expert_shape_for(rows, assignments, num_experts, formats);
         let most = num_experts.min(assignments) + assignments / shape.tokens();
         let table = Buffer::new(&self.gpu, 4 * most, "routing")?;
         let count = Buffer::new(&self.gpu, 1, "routing")?;
@@ -106,7 +112,7 @@ impl Cuda {
             return Err(Error::shape("experts", most, num_experts));
         }
         let assignments = rows * top_k;
-        let tiles = self.room_for_tiles(assignments, num_experts, formats)?;
+        let tiles = self.room_for_tiles(rows, assignments, num_experts, formats)?;
         let TokenTiles { table, count, order, shape, .. } = &tiles;
         let launch = Launch {
             source: &ROUTE,

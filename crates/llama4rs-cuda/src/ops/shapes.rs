@@ -5,6 +5,8 @@ use llama4rs_tensor::WeightFormat;
 use super::products::Finish;
 use crate::cuda::Cuda;
 
+/// Rows of a step whose products `matmul_decode.cu` computes, each matrix in one tile of tokens.
+pub(crate) const MOST_DECODE_ROWS: usize = 16;
 /// Token tiles that share a pass over the rows in `matmul_tile.cu`.
 const SPAN: usize = 8;
 
@@ -88,7 +90,7 @@ impl Cuda {
         let blocks = outputs.div_ceil(128) * rows.div_ceil(128);
         match rows {
             0..=8 => Shape::Decode8,
-            9..=16 => Shape::Decode16,
+            9..=MOST_DECODE_ROWS => Shape::Decode16,
             _ if rows > 64 && blocks >= self.info().multiprocessors as usize => {
                 self.if_fits(Shape::Tile128, format)
             }
@@ -105,15 +107,18 @@ impl Cuda {
         }
     }
 
-    /// The kernel for experts that get `rows` rows each, on average.
+    /// The kernel for `experts` experts that share `assignments` of `rows` rows.
     pub(crate) fn expert_shape_for(
         &self,
+        rows: usize,
         assignments: usize,
         experts: usize,
         formats: &[WeightFormat],
     ) -> Shape {
         let shape = match assignments / experts {
-            _ if assignments <= 8 => Shape::Decode8,
+            // An expert has at most all rows: one tile, beside those of the shared expert.
+            _ if rows <= 8 => Shape::Decode8,
+            _ if rows <= MOST_DECODE_ROWS => Shape::Decode16,
             0..=4 => Shape::Decode8,
             5..=12 => Shape::Decode16,
             13..=48 => Shape::Tile32,
