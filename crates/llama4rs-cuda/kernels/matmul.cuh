@@ -27,16 +27,17 @@ struct MatmulArgs {
   const u32 *order;        // sorted position -> assignment = token * top_k + choice
   const float *weights;    // null, or [assignments]: multiplies the products
   u32 num_jobs, cols, tokens, x_divisor; // routed: x row = assignment / x_divisor, out row = assignment
-  RowNorm norm;            // of the rows of x: its factors multiply the products
+  RowNorm norm;            // of the rows of x: its factors multiply the products; not with RESIDUAL
+  ResidualEnd end;         // RESIDUAL
 };
 
-enum Epilogue { STORE_F32 = 0, SWIGLU = 2 };
+enum Epilogue { STORE_F32 = 0, SWIGLU = 2, RESIDUAL = 3 };
 
 DEVICE float silu(float x) { return x / (1.0f + exp2_fast(-1.44269504f * x)); }
 
 // Writes the result of one output and one token, times `scale`. `up` only for SWIGLU.
 template <int EPILOGUE> DEVICE void finish(void *out, u64 index, float value, float up, float scale) {
-  if constexpr (EPILOGUE == STORE_F32) {
+  if constexpr (EPILOGUE != SWIGLU) {
     ((float *)out)[index] = value * scale;
   } else {
     ((u16 *)out)[index] = f32_to_bf16(silu(value * scale) * (up * scale));

@@ -6,6 +6,7 @@
 // of the inputs; weights go from memory to registers, 4 (one panel of int4) or 8 loads of 16 bytes in
 // flight a lane; activations come through L1. The tensor core computes 16 rows x 8 tokens at
 // once, which costs fewer instructions than multiplying one token on the scalar cores.
+// RESIDUAL: steps of at most 8 * TILES tokens, PANELS = 1; in a mixture job 0 is the shared expert's.
 // Bytes: the weights of the used rows once; x and the results (small). Operations: 2 * N * K * 8 * TILES.
 
 template <int KIND, int GROUP_COLS, int PANELS, int TILES, int EPILOGUE>
@@ -17,6 +18,10 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   constexpr u32 AHEAD = PANELS * PIECES<KIND> >= 8 ? 1 : PANELS * PIECES<KIND> >= 4 ? 2 : 4;
   SHARED float4 parts[SLICES][PANELS * TILES][WARP];
   SHARED float factors[8 * TILES];
+  constexpr bool ENDS = EPILOGUE == RESIDUAL;
+  static_assert(!ENDS || PANELS == 1, "a block has all of a panel");
+  SHARED float stream_ahead[ENDS ? 8 * TILES * PanelAhead<8 * TILES>::PITCH : 1], weights_ahead[ENDS ? PANEL : 1];
+  PanelAhead<8 * TILES> panel_ahead{stream_ahead, weights_ahead};
 
   Work work;
   if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 1, work)) return;
@@ -121,8 +126,11 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     load_x(0, true), load_x(1, true);
   }
   // While the first weights are on their way.
+  if constexpr (ENDS) {
+    if (!args.end.tickets) panel_ahead.start(args.end, work.row_block, work.count, work.job->rows);
+  }
   for (u32 i = slice; i < work.count; i += SLICES) {
-    float factor = args.norm.squares ? row_factor(args.norm, x_row(args, work, i), args.cols) : 1.0f;
+    float factor = !ENDS && args.norm.squares ? row_factor(args.norm, x_row(args, work, i), args.cols) : 1.0f;
     if (lane == 0) factors[i] = factor;
   }
   u32 whole = args.cols / TILE_COLS;
@@ -137,6 +145,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
 #pragma unroll
     for (u32 n = 0; n < TILES; n++)
       parts[slice][p * TILES + n][lane] = make_float4(sums[p][n][0], sums[p][n][1], sums[p][n][2], sums[p][n][3]);
+  if constexpr (ENDS) copy_wait<0>();
   __syncthreads();
 
   auto total = [&](u32 fragment, float (&sum)[4]) {
@@ -146,6 +155,16 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
       sum[0] += w.x, sum[1] += w.y, sum[2] += w.z, sum[3] += w.w;
     }
   };
+  PanelLane panel_lane{work.row_block, slice * 8, args.tokens, work.job->rows};
+  if constexpr (ENDS) {
+    if (!args.end.tickets) {
+      float sum[4] = {};
+      if (slice >= TILES) return;
+      total(slice, sum);
+      panel_ahead.end_half_with(args.end, panel_lane, sum);
+      return;
+    }
+  }
   constexpr u32 FRAGMENTS = EPILOGUE == SWIGLU ? TILES : PANELS * TILES;
 #pragma unroll 1
   for (u32 fragment = slice; fragment < FRAGMENTS; fragment += SLICES) {
@@ -161,6 +180,11 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
         finish<EPILOGUE>(work.job->out, (u64)assignment(work, token) * work.job->rows + n, sum[i], up[i], scale);
       }
     }
+  }
+  if constexpr (ENDS) {
+    // Of a panel there is a block for the shared expert, and one for each tile of the routed ones.
+    if (is_last_block(args.end.tickets + work.row_block, 1 + *args.num_tiles) && slice < TILES)
+      end_mixture(args.end, panel_lane);
   }
 }
 

@@ -139,6 +139,21 @@ DEVICE u32 add_release(u32 *pointer, u32 x) {
                : "=r"(before) : "l"(pointer), "r"(x) : "memory");
   return before;
 }
+// Whether this block is the last of the `blocks` that call with a ticket; what all of them wrote before is there for it.
+// The ticket is zero before, and afterwards. All threads of a block call, and get the answer.
+DEVICE bool is_last_block(u32 *ticket, u32 blocks) {
+  SHARED u32 last;
+  __syncthreads(); // what the block's other threads wrote comes before the release
+  if (threadIdx.x == 0) {
+    last = add_release(ticket, 1) + 1 == blocks;
+    if (last) {
+      load_acquire(ticket);
+      *ticket = 0;
+    }
+  }
+  __syncthreads();
+  return last;
+}
 
 // ---- tensor cores; lane = 4g + t
 // d += a (16 x 16) * b (16 x 8), bf16 with single-precision sums.

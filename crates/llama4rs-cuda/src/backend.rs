@@ -10,7 +10,7 @@ use llama4rs_tensor::check::{
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
     Backend, Bytes, Draw, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan,
-    MixtureWeights, Norm, PackedMatrix, PageForm, PageId, Placement, Result, Slot,
+    MixtureWeights, Norm, PackedMatrix, PageForm, PageId, Placement, Residual, Result, Slot,
 };
 
 use crate::kv_pages::KvPages;
@@ -272,18 +272,8 @@ impl Backend for Cuda {
         weights: ExpertWeights<'_, Matrix>,
         out: &mut Tensor,
     ) -> Result<()> {
-        let ExpertWeights { gate, up, down } = weights;
-        let (hidden, intermediate) = (gate.cols, gate.rows);
-        for (matrix, rows, cols) in
-            [(gate, intermediate, hidden), (up, intermediate, hidden), (down, hidden, intermediate)]
-        {
-            require(
-                [matrix.stack, matrix.rows, matrix.cols] == [routing.num_experts, rows, cols],
-                "experts",
-                || format!("{} x [{rows}, {cols}]", routing.num_experts),
-                || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
-            )?;
-        }
+        let [hidden, inner] = [weights.gate.cols, weights.gate.rows];
+        require_experts("experts", &weights, routing.num_experts, [hidden, inner])?;
         require_shape("experts", x.shape(), routing.rows, hidden)?;
         require_shape("experts", out.shape(), routing.rows, hidden)?;
         self.make_plain(out)?;
@@ -348,66 +338,95 @@ impl Backend for Cuda {
         self.run_place([q, k, v], &placement, pool, layer, slots)
     }
 
-    fn feed_forward(
+    fn matmul_add(
         &self,
         x: &Tensor,
-        weights: &ExpertWeights<'_, Matrix>,
-        [gate, up]: [&mut Tensor; 2],
-        out: &mut Tensor,
+        weights: &Matrix,
+        mut residual: Residual<'_, Self>,
     ) -> Result<()> {
-        if !self.tensor_cores || x.rows() == 0 || !fits_feed_forward(weights) {
-            return self.feed_forward_in_parts(x, weights, [gate, up], out);
+        let fits = weights.fragments.is_some() && is_wide_enough(weights.rows) && x.rows() > 0;
+        if !self.tensor_cores || !fits {
+            return self.matmul_add_in_parts(x, weights, residual);
         }
-        let (hidden, inner) = (weights.gate.cols, weights.gate.rows);
-        require_shape("feed_forward", x.shape(), x.rows(), hidden)?;
-        for (matrix, rows, cols) in [
-            (weights.gate, inner, hidden),
-            (weights.up, inner, hidden),
-            (weights.down, hidden, inner),
-        ] {
-            require(
-                [matrix.stack, matrix.rows, matrix.cols] == [1, rows, cols],
-                "feed_forward",
-                || format!("1 x [{rows}, {cols}]"),
-                || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
-            )?;
-        }
-        self.run_feed_forward(x, weights, out)
+        require_single("matmul_add", weights.stack)?;
+        require_shape("matmul_add", x.shape(), x.rows(), weights.cols)?;
+        self.check_residual("matmul_add", &mut residual, x.rows(), weights.rows)?;
+        self.run_matmul_add(x, weights, residual)
     }
 
-    fn mixture(
+    fn feed_forward_add(
         &self,
-        x: &Tensor,
+        weights: &ExpertWeights<'_, Matrix>,
+        room: [&mut Tensor; 2],
+        mut residual: Residual<'_, Self>,
+    ) -> Result<()> {
+        let (rows, hidden, inner) = (residual.h.rows(), weights.gate.cols, weights.gate.rows);
+        if !self.tensor_cores || rows == 0 || !fits_feed_forward(weights) {
+            return self.feed_forward_add_in_parts(weights, room, residual);
+        }
+        require_shape("feed_forward_add", residual.h.shape(), rows, hidden)?;
+        require_experts("feed_forward_add", weights, 1, [hidden, inner])?;
+        self.check_residual("feed_forward_add", &mut residual, rows, hidden)?;
+        self.run_feed_forward_add(weights, residual)
+    }
+
+    fn mixture_add(
+        &self,
         weights: MixtureWeights<'_, Matrix>,
         scratch: FeedForwardScratch<'_, Tensor>,
-        out: &mut Tensor,
+        mut residual: Residual<'_, Self>,
     ) -> Result<Routing> {
-        let experts = weights.router.rows;
-        let fits = (1..=experts).contains(&weights.top_k) && x.rows() > 0;
+        let (rows, experts) = (residual.h.rows(), weights.router.rows);
+        let fits = (1..=experts).contains(&weights.top_k) && rows > 0;
         if !self.tensor_cores || !fits || !fits_mixture(&weights) {
-            return self.mixture_in_parts(x, weights, scratch, out);
+            return self.mixture_add_in_parts(weights, scratch, residual);
         }
         let MixtureWeights { router, shared, routed, .. } = &weights;
         let (hidden, inner) = (routed.gate.cols, routed.gate.rows);
-        require_shape("mixture", x.shape(), x.rows(), hidden)?;
-        for (matrix, stack, rows, cols) in [
-            (*router, 1, experts, hidden),
-            (shared.up, 1, inner, hidden),
-            (shared.gate, 1, inner, hidden),
-            (shared.down, 1, hidden, inner),
-            (routed.gate, experts, inner, hidden),
-            (routed.up, experts, inner, hidden),
-            (routed.down, experts, hidden, inner),
-        ] {
-            require(
-                [matrix.stack, matrix.rows, matrix.cols] == [stack, rows, cols],
-                "mixture",
-                || format!("{stack} x [{rows}, {cols}]"),
-                || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
-            )?;
-        }
-        self.run_mixture(x, &weights, out)
+        require_shape("mixture_add", residual.h.shape(), rows, hidden)?;
+        require_single("mixture_add", router.stack)?;
+        require_shape("mixture_add", (router.rows, router.cols), experts, hidden)?;
+        require_experts("mixture_add", shared, 1, [hidden, inner])?;
+        require_experts("mixture_add", routed, experts, [hidden, inner])?;
+        self.check_residual("mixture_add", &mut residual, rows, hidden)?;
+        self.run_mixture_add(&weights, residual)
     }
+}
+
+impl Cuda {
+    /// An error unless the residual stream has this shape and the norm this width. Makes the stream's values plain.
+    fn check_residual(
+        &self,
+        operation: &'static str,
+        residual: &mut Residual<'_, Self>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<()> {
+        require_shape(operation, residual.x.shape(), rows, cols)?;
+        let width = residual.norm.as_ref().map_or(cols, |norm| norm.weight.0.len());
+        require_columns(operation, cols, width)?;
+        self.make_plain(residual.x)
+    }
+}
+
+/// An error unless `weights` are `stack` experts of these widths, `[hidden, inner]`.
+fn require_experts(
+    operation: &'static str,
+    weights: &ExpertWeights<'_, Matrix>,
+    stack: usize,
+    [hidden, inner]: [usize; 2],
+) -> Result<()> {
+    for (matrix, rows, cols) in
+        [(weights.gate, inner, hidden), (weights.up, inner, hidden), (weights.down, hidden, inner)]
+    {
+        require(
+            [matrix.stack, matrix.rows, matrix.cols] == [stack, rows, cols],
+            operation,
+            || format!("{stack} x [{rows}, {cols}]"),
+            || format!("{} x [{}, {}]", matrix.stack, matrix.rows, matrix.cols),
+        )?;
+    }
+    Ok(())
 }
 
 fn require_page(operation: &'static str, pool: &KvPages, page: PageId) -> Result<()> {

@@ -3,17 +3,21 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::Result;
 
 use crate::gpu::Gpu;
 use crate::kernels::KernelSource;
 use crate::memory::Buffer;
 use crate::module::Argument;
+use crate::ops::residual::MOST_WIDTH;
 use crate::upload::Uploads;
 use crate::DeviceInfo;
 
 /// Words that a growing list has room for.
 const LEAST_ROOM: usize = 64;
+/// One for each panel of the widest residual stream.
+const TICKETS: usize = MOST_WIDTH / PANEL_ROWS;
 /// The environment variable that, set to `0`, has every kernel launched on its own.
 const GRAPHS: &str = "LLAMA4RS_CUDA_GRAPHS";
 
@@ -24,6 +28,10 @@ pub struct Cuda {
     pub(crate) tensor_cores: bool,
     /// Whether small steps are submitted as graphs.
     pub(crate) graphs: bool,
+    /// Zeros with which blocks of a launch find out who is the last (`is_last_block` of the prelude). Launches
+    /// come one after the other, and each leaves them as zeros; what is recorded and never submitted does
+    /// not touch them.
+    pub(crate) tickets: Buffer<u32>,
     uploads: Mutex<Uploads>,
 }
 
@@ -47,7 +55,9 @@ impl Cuda {
     pub fn open(ordinal: usize, nvrtc_folders: &[PathBuf]) -> Result<Self> {
         let gpu = Gpu::open(ordinal, nvrtc_folders)?;
         let graphs = std::env::var_os(GRAPHS).is_none_or(|value| value != "0");
-        Ok(Self { gpu, tensor_cores: false, graphs, uploads: Mutex::default() })
+        let mut tickets = Buffer::lasting(&gpu, TICKETS, "tickets")?;
+        tickets.clear()?;
+        Ok(Self { gpu, tensor_cores: false, graphs, tickets, uploads: Mutex::default() })
     }
 
     /// The same device with tensor cores for products and attention, or without.

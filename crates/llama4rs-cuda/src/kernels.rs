@@ -63,7 +63,7 @@ sources! {
         &[("FORMAT", 2), ("GROUP", 64)],
         &[("FORMAT", 3), ("GROUP", 32)],
     ];
-    MATMUL_DECODE = "matmul_decode.cu" after ["fragments.cuh", "norm.cuh", "matmul.cuh"], &[
+    MATMUL_DECODE = "matmul_decode.cu" after ["fragments.cuh", "norm.cuh", "residual.cuh", "matmul.cuh"], &[
         &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2), ("ROW_PANELS", 2)],
@@ -71,8 +71,11 @@ sources! {
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 2), ("ROW_PANELS", 2)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 0), ("ROW_PANELS", 1)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2), ("ROW_PANELS", 2)],
+        &[("FORMAT", 2), ("GROUP", 128), ("FINISH", 3), ("ROW_PANELS", 1)],
+        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 3), ("ROW_PANELS", 1)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 3), ("ROW_PANELS", 1)],
     ];
-    MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "norm.cuh", "matmul.cuh"], &[
+    MATMUL_TILE = "matmul_tile.cu" after ["fragments.cuh", "norm.cuh", "residual.cuh", "matmul.cuh"], &[
         &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0)],
         &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 2)],
         &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2)],

@@ -37,7 +37,8 @@ pub(crate) struct RowNorm {
     pub eps: f32,
 }
 
-/// Where a norm but for its factors is written.
+/// Where a norm but for its factors is written; zeros: nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NormRoom {
     /// `[rows, cols]`
     pub scaled: u64,

@@ -314,17 +314,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
         [gate, up]: [&mut Self::Tensor; 2],
         out: &mut Self::Tensor,
     ) -> Result<()> {
-        self.feed_forward_in_parts(x, weights, [gate, up], out)
-    }
-
-    /// What [`Backend::feed_forward`] is made of.
-    fn feed_forward_in_parts(
-        &self,
-        x: &Self::Tensor,
-        weights: &ExpertWeights<'_, Self::Matrix>,
-        [gate, up]: [&mut Self::Tensor; 2],
-        out: &mut Self::Tensor,
-    ) -> Result<()> {
         self.matmul(x, &[weights.gate, weights.up], &mut [gate, up])?;
         self.swiglu(gate, up)?;
         self.matmul(gate, &[weights.down], &mut [out])
@@ -332,17 +321,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// `out` the shared expert and the routed ones, as [`Backend::experts`] says.
     fn mixture(
-        &self,
-        x: &Self::Tensor,
-        weights: MixtureWeights<'_, Self::Matrix>,
-        scratch: FeedForwardScratch<'_, Self::Tensor>,
-        out: &mut Self::Tensor,
-    ) -> Result<Self::Routing> {
-        self.mixture_in_parts(x, weights, scratch, out)
-    }
-
-    /// What [`Backend::mixture`] is made of.
-    fn mixture_in_parts(
         &self,
         x: &Self::Tensor,
         weights: MixtureWeights<'_, Self::Matrix>,
@@ -365,6 +343,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
         weights: &Self::Matrix,
         residual: Residual<'_, Self>,
     ) -> Result<()> {
+        self.matmul_add_in_parts(x, weights, residual)
+    }
+
+    /// What [`Backend::matmul_add`] is made of.
+    fn matmul_add_in_parts(
+        &self,
+        x: &Self::Tensor,
+        weights: &Self::Matrix,
+        residual: Residual<'_, Self>,
+    ) -> Result<()> {
         self.matmul(x, &[weights], &mut [&mut *residual.delta])?;
         residual.end(self)
     }
@@ -376,12 +364,32 @@ pub trait Backend: Send + Sync + Sized + 'static {
         room: [&mut Self::Tensor; 2],
         residual: Residual<'_, Self>,
     ) -> Result<()> {
+        self.feed_forward_add_in_parts(weights, room, residual)
+    }
+
+    /// What [`Backend::feed_forward_add`] is made of.
+    fn feed_forward_add_in_parts(
+        &self,
+        weights: &ExpertWeights<'_, Self::Matrix>,
+        room: [&mut Self::Tensor; 2],
+        residual: Residual<'_, Self>,
+    ) -> Result<()> {
         self.feed_forward(residual.h, weights, room, residual.delta)?;
         residual.end(self)
     }
 
     /// [`Backend::mixture`] of `residual.h` at the end of a half.
     fn mixture_add(
+        &self,
+        weights: MixtureWeights<'_, Self::Matrix>,
+        scratch: FeedForwardScratch<'_, Self::Tensor>,
+        residual: Residual<'_, Self>,
+    ) -> Result<Self::Routing> {
+        self.mixture_add_in_parts(weights, scratch, residual)
+    }
+
+    /// What [`Backend::mixture_add`] is made of.
+    fn mixture_add_in_parts(
         &self,
         weights: MixtureWeights<'_, Self::Matrix>,
         scratch: FeedForwardScratch<'_, Self::Tensor>,

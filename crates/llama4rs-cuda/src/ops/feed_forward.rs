@@ -1,66 +1,62 @@
 //! Feed-forward layers, dense and of experts: products with SwiGLU between them.
 
-use llama4rs_tensor::{Error, ExpertWeights, MixtureWeights, Result, WeightFormat};
+use llama4rs_tensor::{Error, ExpertWeights, MixtureWeights, Residual, Result, WeightFormat};
 
 use super::products::{Finish, Input, Job, Routed};
-use super::residual::is_wide_enough;
+use super::residual::{is_wide_enough, Mixture};
 use super::router::{TokenTiles, MOST_EXPERTS};
-use super::shapes::Shape;
+use super::shapes::{Shape, MOST_DECODE_ROWS};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{RESIDUAL_NORM, ROWS};
 use crate::memory::Buffer;
 use crate::module::arguments;
 use crate::tensor::{Matrix, Routing, Tensor};
 
-/// Whether [`Cuda::run_mixture`] takes these weights.
+/// Whether [`Cuda::run_mixture_add`] takes these weights.
 pub(crate) fn fits_mixture(weights: &MixtureWeights<'_, Matrix>) -> bool {
     let MixtureWeights { router, shared, routed, .. } = weights;
     router.format == WeightFormat::F32
         && router.rows <= MOST_EXPERTS
-        && is_wide_enough(routed.gate.cols)
         && fits_feed_forward(shared)
         && fits_feed_forward(routed)
         && (shared.gate.rows, shared.gate.cols) == (routed.gate.rows, routed.gate.cols)
 }
 
-/// Whether [`Cuda::run_feed_forward`] takes these weights: in fragment order, gate and up alike.
+/// Whether [`Cuda::run_feed_forward_add`] takes these weights: in fragment order, gate and up alike.
 pub(crate) fn fits_feed_forward(weights: &ExpertWeights<'_, Matrix>) -> bool {
     weights.gate.format == weights.up.format
+        && is_wide_enough(weights.gate.cols)
         && [weights.gate, weights.up, weights.down].iter().all(|matrix| matrix.fragments.is_some())
 }
 
 impl Cuda {
-    /// [`llama4rs_tensor::Backend::mixture`] in five launches or a few more, where [it can](fits_mixture).
-    pub(crate) fn run_mixture(
+    /// [`llama4rs_tensor::Backend::mixture_add`], where [it can](fits_mixture): in three launches, or six for
+    /// more rows than [`MOST_DECODE_ROWS`].
+    pub(crate) fn run_mixture_add(
         &self,
-        x: &Tensor,
         weights: &MixtureWeights<'_, Matrix>,
-        out: &mut Tensor,
+        residual: Residual<'_, Self>,
     ) -> Result<Routing> {
         let MixtureWeights { router, top_k, ref shared, ref routed } = *weights;
-        let (rows, hidden, inner) = (x.rows(), routed.gate.cols, routed.gate.rows);
+        let Residual { x, h, delta, norm } = residual;
+        let (rows, hidden, inner) = (h.rows(), routed.gate.cols, routed.gate.rows);
         let formats = [routed.gate.format, routed.down.format];
-        let (routing, tiles) = self.run_router(x, router, top_k, &formats)?;
+        let (routing, tiles) = self.run_router(h, router, top_k, &formats)?;
         let assignments = rows * top_k;
         let mut scratch = None;
-        let (halves, norm) = self.product_rows(x, &mut scratch)?;
-        let room = (rows + assignments) * inner;
-        let inners = Buffer::<u16>::new(&self.gpu, room, "rows of experts")?;
+        let (halves, of_norm) = self.product_rows(h, &mut scratch)?;
+        let inners =
+            Buffer::<u16>::new(&self.gpu, (rows + assignments) * inner, "rows of experts")?;
         let by_expert = |divisor, weights| Some(Routed { tiles: &tiles, divisor, weights });
-        let input = Input {
-            x: halves,
-            norm,
-            rows,
-            cols: hidden,
-            routed: by_expert(top_k, Some(&routing.weights)),
-        };
+        let by_weight = by_expert(top_k, Some(&routing.weights));
+        let input = Input { x: halves, norm: of_norm, rows, cols: hidden, routed: by_weight };
         let jobs = [
             gated(shared, inners.address(), false),
             gated(routed, inners.offset(rows * inner), true),
         ];
         self.launch_together(tiles.shape, &input, jobs, Finish::SwiGlu)?;
 
-        out.resize(&self.gpu, rows, hidden)?;
+        delta.resize(&self.gpu, rows, hidden)?;
         let expert_rows = Buffer::<f32>::new(&self.gpu, assignments * hidden, "rows of experts")?;
         let routed_inners = by_expert(1, None);
         let input =
@@ -68,36 +64,81 @@ impl Cuda {
         let down =
             |weights, out, first_row, routed| Job { weights, up: None, out, routed, first_row };
         let jobs = [
-            down(shared.down, out.address(), 0, false),
+            down(shared.down, delta.address(), 0, false),
             down(routed.down, expert_rows.address(), rows, true),
         ];
+        let norm = norm.map(|norm| (norm, h));
+        // Tickets count the blocks of one launch.
+        if rows <= MOST_DECODE_ROWS && shared.down.format == routed.down.format {
+            let mut end = self.residual_end(x, norm)?;
+            end.mixture = Mixture {
+                shared: delta.address(),
+                routed: expert_rows.address(),
+                tickets: self.tickets.address(),
+                top_k,
+            };
+            self.launch_products(tiles.shape, &input, &jobs, Finish::Residual(end))?;
+            return Ok(routing);
+        }
         self.launch_together(tiles.shape, &input, jobs, Finish::F32)?;
-        self.launch_residual(out, None, Some((expert_rows.address(), top_k)), None)?;
+        let routed_rows = Some((expert_rows.address(), top_k));
+        self.launch_residual(x, Some(delta.address()), routed_rows, norm)?;
         Ok(routing)
     }
 
-    /// [`llama4rs_tensor::Backend::feed_forward`] in two launches, where [it can](fits_feed_forward).
-    pub(crate) fn run_feed_forward(
+    /// [`llama4rs_tensor::Backend::feed_forward_add`], where [it can](fits_feed_forward): in two launches, or
+    /// a few more.
+    pub(crate) fn run_feed_forward_add(
         &self,
-        x: &Tensor,
         weights: &ExpertWeights<'_, Matrix>,
-        out: &mut Tensor,
+        residual: Residual<'_, Self>,
     ) -> Result<()> {
-        let (rows, hidden, inner) = (x.rows(), weights.gate.cols, weights.gate.rows);
+        let h = &*residual.h;
+        let (rows, hidden, inner) = (h.rows(), weights.gate.cols, weights.gate.rows);
         let mut scratch = None;
-        let (halves, norm) = self.product_rows(x, &mut scratch)?;
+        let (halves, norm) = self.product_rows(h, &mut scratch)?;
         let inners = Buffer::<u16>::new(&self.gpu, rows * inner, "inner activations")?;
         let input = Input { x: halves, norm, rows, cols: hidden, routed: None };
         let shape = self.gated_shape_for(rows, inner, weights.gate.format);
         let job = gated(weights, inners.address(), false);
         self.launch_products(shape, &input, &[job], Finish::SwiGlu)?;
-
-        out.resize(&self.gpu, rows, hidden)?;
         let input = Input { x: inners.address(), norm: None, rows, cols: inner, routed: None };
-        let shape = self.shape_for(rows, hidden, weights.down.format);
-        let out = out.address_mut();
-        let job = Job { weights: weights.down, up: None, out, routed: false, first_row: 0 };
-        self.launch_products(shape, &input, &[job], Finish::F32)
+        self.run_last_product(&input, weights.down, residual)
+    }
+
+    /// [`llama4rs_tensor::Backend::matmul_add`] for a matrix in fragment order, with as many outputs as
+    /// [the norm takes](is_wide_enough): in one launch, or a few for more rows than [`MOST_DECODE_ROWS`].
+    pub(crate) fn run_matmul_add(
+        &self,
+        x: &Tensor,
+        weights: &Matrix,
+        residual: Residual<'_, Self>,
+    ) -> Result<()> {
+        let x = self.plain(x)?;
+        let mut scratch = None;
+        let halves = self.halves_of(&x, &mut scratch)?.address();
+        let input = Input { x: halves, norm: None, rows: x.rows(), cols: x.cols(), routed: None };
+        self.run_last_product(&input, weights, residual)
+    }
+
+    /// The products with which a half ends, where nothing else is added.
+    fn run_last_product(
+        &self,
+        input: &Input<'_>,
+        weights: &Matrix,
+        residual: Residual<'_, Self>,
+    ) -> Result<()> {
+        let Residual { x, h, delta, norm } = residual;
+        let norm = norm.map(|norm| (norm, h));
+        let shape = self.shape_for(input.rows, weights.rows, weights.format);
+        let job = |out| Job { weights, up: None, out, routed: false, first_row: 0 };
+        if shape.is_decode() {
+            let end = self.residual_end(x, norm)?;
+            return self.launch_products(shape, input, &[job(0)], Finish::Residual(end));
+        }
+        delta.resize(&self.gpu, input.rows, weights.rows)?;
+        self.launch_products(shape, input, &[job(delta.address_mut())], Finish::F32)?;
+        self.launch_residual(x, Some(delta.address()), None, norm)
     }
 
     /// A dense and a routed job, in one launch where they have a format and a kernel in common.
@@ -111,7 +152,7 @@ impl Cuda {
         let (outputs, format) = (dense.weights.rows, dense.weights.format);
         let shape = match finish {
             Finish::SwiGlu => self.gated_shape_for(input.rows, outputs, format),
-            Finish::F32 => self.shape_for(input.rows, outputs, format),
+            _ => self.shape_for(input.rows, outputs, format),
         };
         if shape == routed_shape && dense.weights.format == routed.weights.format {
             return self.launch_products(shape, input, &[dense, routed], finish);

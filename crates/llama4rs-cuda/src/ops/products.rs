@@ -6,6 +6,7 @@
 
 use llama4rs_tensor::Result;
 
+use super::residual::{Mixture, ResidualEnd};
 use super::router::TokenTiles;
 use super::shapes::Shape;
 use crate::cuda::{Cuda, Launch};
@@ -13,7 +14,7 @@ use crate::fragments::Fragments;
 use crate::kernels::{MATMUL_DECODE, MATMUL_TILE, RESIDUAL_NORM};
 use crate::memory::Buffer;
 use crate::module::{arguments, Structure};
-use crate::tensor::{Matrix, RowNorm, Tensor};
+use crate::tensor::{Matrix, NormRoom, RowNorm, Tensor};
 
 /// Matrices of one launch.
 const MOST_JOBS: usize = 4;
@@ -26,9 +27,22 @@ const SLICES: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finish {
     /// Stored in single precision.
-    F32 = 0,
+    F32,
     /// `silu(x · gateᵀ) * (x · upᵀ)`, stored as bf16.
-    SwiGlu = 2,
+    SwiGlu,
+    /// Added to the residual stream, at the end of a half of a block; only by kernels that
+    /// [take](Shape::is_decode) all rows of a matrix in one tile.
+    Residual(ResidualEnd),
+}
+
+impl Finish {
+    fn number(self) -> u32 {
+        match self {
+            Finish::F32 => 0,
+            Finish::SwiGlu => 2,
+            Finish::Residual(_) => 3,
+        }
+    }
 }
 
 /// One matrix, or a stack for sorted rows, of a launch.
@@ -182,10 +196,12 @@ impl Cuda {
             .size(input.rows)?
             .size(routed.map_or(1, |r| r.divisor))?
             .row_norm(input.norm)?;
+        let arguments = end_fields(arguments, finish)?;
 
         let [format_constant, group] = jobs[0].weights.constants();
         let panels = if finish == Finish::SwiGlu { 2 } else { 1 };
-        let constants = [format_constant, group, ("FINISH", finish as u32), ("ROW_PANELS", panels)];
+        let constants =
+            [format_constant, group, ("FINISH", finish.number()), ("ROW_PANELS", panels)];
         let decode = shape.is_decode();
         debug_assert!(decode || input.norm.is_none_or(|norm| norm.parts == 1));
         let launch = Launch {
@@ -213,6 +229,18 @@ impl Cuda {
         }
         Ok(())
     }
+}
+
+/// The fields of a `ResidualEnd`.
+fn end_fields(fields: Structure, finish: Finish) -> Result<Structure> {
+    let end = match finish {
+        Finish::Residual(end) => end,
+        _ => ResidualEnd::default(),
+    };
+    let NormRoom { scaled, halves, squares } = end.norm;
+    let fields = fields.long(end.x).long(end.weight).long(scaled).long(halves).long(squares);
+    let Mixture { shared, routed, tickets, top_k } = end.mixture;
+    fields.long(shared).long(routed).long(tickets).size(top_k)
 }
 
 /// The fields of a `MatmulJob` whose first block is `first_block`.

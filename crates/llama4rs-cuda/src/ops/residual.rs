@@ -5,6 +5,7 @@
 
 use std::ops::Deref;
 
+use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{Norm, Result};
 
 use crate::cuda::{Cuda, Launch};
@@ -13,12 +14,38 @@ use crate::module::{arguments, Argument};
 use crate::tensor::{NormRoom, Tensor, Vector};
 
 /// The widest rows of `residual_norm.cu`.
-const MOST_WIDTH: usize = 16384;
+pub(crate) const MOST_WIDTH: usize = 16384;
 
 /// Whether `residual_norm.cu` takes rows of this width.
 pub(crate) fn is_wide_enough(width: usize) -> bool {
     width.is_multiple_of(4) && (1..=MOST_WIDTH).contains(&width)
 }
+
+/// What products at the end of a half are told: `kernels/residual.cuh`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResidualEnd {
+    /// The residual stream.
+    pub x: u64,
+    /// Of the norm behind; 0: nothing follows.
+    pub weight: u64,
+    pub norm: NormRoom,
+    pub mixture: Mixture,
+}
+
+/// What the blocks of a mixture share; zeros: the products are all that is added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mixture {
+    /// `[rows, hidden]`
+    pub shared: u64,
+    /// `[rows * top_k, hidden]`
+    pub routed: u64,
+    /// [`Cuda::tickets`]
+    pub tickets: u64,
+    pub top_k: usize,
+}
+
+/// A norm, and where it goes.
+pub(crate) type NormInto<'a> = (Norm<'a, Vector>, &'a mut Tensor);
 
 /// A tensor whose values are plain.
 pub(crate) enum Plain<'a> {
@@ -66,10 +93,25 @@ impl Cuda {
         x: &mut Tensor,
         dense: Option<u64>,
         routed: Option<(u64, usize)>,
-        norm: Option<(Norm<'_, Vector>, &mut Tensor)>,
+        norm: Option<NormInto<'_>>,
     ) -> Result<()> {
         let at = x.address_mut();
         self.launch_residual_at(at, x.shape(), dense, routed, norm)
+    }
+
+    /// The end of a half for products that add to `x` themselves.
+    pub(crate) fn residual_end(
+        &self,
+        x: &mut Tensor,
+        norm: Option<NormInto<'_>>,
+    ) -> Result<ResidualEnd> {
+        let mut end = ResidualEnd { x: x.address_mut(), ..ResidualEnd::default() };
+        if let Some((norm, h)) = norm {
+            let panels = x.cols().div_ceil(PANEL_ROWS);
+            end.weight = norm.weight.0.address();
+            end.norm = h.start_norm(&self.gpu, x.shape(), (panels, norm.eps))?;
+        }
+        Ok(end)
     }
 
     /// The norm of `x` alone.
@@ -88,9 +130,9 @@ impl Cuda {
         (rows, cols): (usize, usize),
         dense: Option<u64>,
         routed: Option<(u64, usize)>,
-        norm: Option<(Norm<'_, Vector>, &mut Tensor)>,
+        norm: Option<NormInto<'_>>,
     ) -> Result<()> {
-        let (mut weight, mut room) = (0, NormRoom { scaled: 0, halves: 0, squares: 0 });
+        let (mut weight, mut room) = (0, NormRoom::default());
         if let Some((norm, h)) = norm {
             weight = norm.weight.0.address();
             room = h.start_norm(&self.gpu, (rows, cols), (1, norm.eps))?;

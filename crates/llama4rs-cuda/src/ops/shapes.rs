@@ -45,8 +45,8 @@ impl Shape {
     pub(crate) fn rows(self, finish: Finish) -> usize {
         match (self.is_decode(), finish) {
             (true, _) => 16,
-            (false, Finish::F32) => 128,
             (false, Finish::SwiGlu) => 64,
+            (false, _) => 128,
         }
     }
 
