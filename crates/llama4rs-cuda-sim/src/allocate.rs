@@ -4,6 +4,7 @@
 //! would stream thousands of them through the cache, so names whose lives do not
 //! meet share one: liveness over the blocks, then one pass over intervals.
 
+use crate::decode::product_registers;
 use crate::program::{Inst, Kernel, Op, Slot, SlotKind, Width, UNGUARDED};
 
 /// Renumbers the registers of `kernel`.
@@ -127,6 +128,15 @@ fn intervals(kernel: &Kernel, width: Width) -> Vec<Option<(u32, u32)>> {
         let (from, to) = intervals[r].unwrap_or((at, at));
         intervals[r] = Some((from.min(at), to.max(at)));
     };
+    if width == Width::W32 {
+        // Products go on behind their instruction, and whoever touches their registers is to be found out.
+        for inst in code {
+            product_registers(kernel, inst, |r| {
+                extend(r, 0);
+                extend(r, code.len());
+            });
+        }
+    }
     for (b, &start) in starts.iter().enumerate() {
         for r in 0..count {
             if alive_in[b][r / 64] >> (r % 64) & 1 == 1 {

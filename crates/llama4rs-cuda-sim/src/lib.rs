@@ -13,8 +13,8 @@
 //! LD_LIBRARY_PATH=target/simulated-gpu program
 //! ```
 //!
-//! Kernels must come as PTX (`--gpu-architecture=compute_80`); a CUBIN is refused. The
-//! device is called [`device::NAME`], has compute capability 8.0 and driver 13.0.
+//! Kernels must come as PTX (`--gpu-architecture=compute_80`, or `compute_90a` for capability
+//! 9.0); a CUBIN is refused. The device is called [`device::NAME`], has compute capability 8.0 and driver 13.0.
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -22,6 +22,7 @@
 //! | `LLAMA4RS_SIM_MEMORY` | bytes of memory, such as `4G`; `2G` unless set |
 //! | `LLAMA4RS_SIM_SKIP` | what not to watch, of `races`, `unwritten`, `counters`, separated by commas |
 //! | `LLAMA4RS_SIM_FOOTPRINT` | `1` counts the different sectors that a launch reads, too |
+//! | `LLAMA4RS_SIM_PRODUCTS` | `backwards`: `wgmma` adds in another order than `mma`, as a device might |
 //! | `LLAMA4RS_SIM_TIMEOUT` | seconds after which a kernel counts as endless; 120 unless set |
 //! | `LLAMA4RS_SIM_LEAKS` | `1` prints what was not freed when the context ends |
 //! | `RAYON_NUM_THREADS` | host threads that run blocks |
@@ -37,8 +38,11 @@
 //!   load ahead of the branch that decides.
 //! - Races in shared memory: two threads, one of them writing, and no barrier between
 //!   (`__syncwarp` within a warp). A `cp.async` writes from its start to its wait.
+//! - Products of warpgroups (`wgmma`): registers that are touched while they are under way or without
+//!   `wgmma.fence`, shared memory that was not published to them (`fence.proxy.async`) or is overwritten
+//!   under them, descriptors that do not fit, warps of a group that part.
 //! - Barriers that some threads do not reach; masks that name lanes that are not there.
-//! - Copies under way at the end of a kernel, `assert`, `trap`, kernels that do not end.
+//! - Copies and products under way at the end of a kernel, `assert`, `trap`, kernels that do not end.
 //! - Launches beyond the limits; calls that a capture forbids.
 //!
 //! `llama4rs_sim_counters` gives, for each kernel, instructions, bytes, 32-byte sectors

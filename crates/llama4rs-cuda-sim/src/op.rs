@@ -280,6 +280,20 @@ pub enum Mma {
     F16(u8),
 }
 
+/// Instructions of warpgroups: four warps, the first of which is a multiple of four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warpgroup {
+    /// Orders accesses to registers before products that follow.
+    Fence,
+    /// m64nNk16, sums in f32: the type and N. `a` are the fragments of A, `b` describes B in shared
+    /// memory, the sums `d` are also read, as `e`, where predicate `c` holds.
+    Product(Half, u16),
+    /// The products since the last one are a group.
+    Commit,
+    /// Waits until at most so many groups are under way.
+    Wait(u32),
+}
+
 /// What a barrier also does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -447,6 +461,9 @@ pub enum Op {
     },
     Movmatrix,
     Mma(Mma),
+    Warpgroup(Warpgroup),
+    /// What was written to shared memory before is there for products of warpgroups.
+    ProxyFence,
     /// `e` is the mask.
     Shuffle {
         kind: Shuffle,

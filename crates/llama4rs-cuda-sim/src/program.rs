@@ -79,9 +79,9 @@ impl Slot {
         Self::tagged(4, index)
     }
 
-    /// A list of `length` slots, at most 15, from `start`.
+    /// A list of `length` slots, at most 255, from `start`.
     pub fn list(start: usize, length: usize) -> Self {
-        debug_assert!(length < 16 && start < 1 << 20);
+        debug_assert!(length < 256 && start < 1 << 20);
         Self::tagged(5, length << 20 | start)
     }
 
@@ -118,7 +118,7 @@ impl Slot {
     #[inline(always)]
     pub fn range(self) -> std::ops::Range<usize> {
         let start = (self.0 & 0xf_ffff) as usize;
-        start..start + (self.0 >> 20 & 15) as usize
+        start..start + (self.0 >> 20 & 255) as usize
     }
 
     /// Whether there is an operand.
@@ -196,6 +196,8 @@ pub struct Kernel {
     pub source: std::sync::Arc<str>,
     /// Whether barriers with a number of threads occur.
     pub partial_barriers: bool,
+    /// Instructions that touch registers of warpgroups' products; empty without products.
+    pub watched: Vec<bool>,
 }
 
 impl Kernel {

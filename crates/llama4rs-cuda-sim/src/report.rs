@@ -21,6 +21,10 @@ pub enum FaultKind {
     Mask,
     /// The kernel ended before its copies did.
     UnfinishedCopy,
+    /// Registers of a warpgroup's products were touched while these were under way, or without a fence.
+    UnderWay,
+    /// Products of a warpgroup read what was not published to them.
+    Unpublished,
     /// `assert` failed.
     Assert,
     /// `trap`.

@@ -43,6 +43,10 @@ pub enum Conflict {
     Written(u32),
     /// Another thread read them before this write; none if several did.
     Read(Option<u32>),
+    /// This thread wrote them and no `fence.proxy.async` of it came before the access.
+    Unpublished(u32),
+    /// This thread wrote them while products that read them were under way.
+    Overwritten(u32),
 }
 
 /// The kind of an access.
@@ -75,11 +79,21 @@ pub struct Shadow {
     known: Vec<[u32; LANES]>,
     /// Whether barriers of some warps occur; several readers cannot be told apart then.
     partial: bool,
+    /// Only where products of warpgroups read.
+    proxy: Option<Proxy>,
+}
+
+/// What ordinary writes made visible to the products of warpgroups.
+struct Proxy {
+    /// For each grain the writer's fence behind the last write; 0 without one.
+    fences: Vec<u32>,
+    /// Grains that each warp wrote since its last fence.
+    written: Vec<Vec<usize>>,
 }
 
 impl Shadow {
     /// Notes on `bytes` of memory, all of it unwritten.
-    pub fn new(bytes: usize, grain: usize, warps: usize, partial: bool) -> Self {
+    pub fn new(bytes: usize, grain: usize, warps: usize, partial: bool, products: bool) -> Self {
         let shift = grain.min(16).trailing_zeros();
         let grains = bytes.div_ceil(1 << shift);
         let known = if partial { vec![[0; LANES]; warps] } else { Vec::new() };
@@ -92,6 +106,8 @@ impl Shadow {
             settled: 1,
             known,
             partial,
+            proxy: products
+                .then(|| Proxy { fences: vec![0; grains], written: vec![Vec::new(); warps] }),
         }
     }
 
@@ -103,6 +119,10 @@ impl Shadow {
         self.settled = 1;
         self.warps.fill(1);
         self.known.iter_mut().for_each(|k| k.fill(0));
+        if let Some(proxy) = &mut self.proxy {
+            proxy.fences.fill(0);
+            proxy.written.iter_mut().for_each(Vec::clear);
+        }
     }
 
     /// Whether the counter has room for more barriers.
@@ -196,6 +216,71 @@ impl Shadow {
         Ok(())
     }
 
+    /// The lanes of `mask` publish what they wrote to the products of warpgroups.
+    pub fn publish(&mut self, warp: usize, mask: u32) {
+        let epoch = self.warps[warp];
+        let Some(proxy) = &mut self.proxy else { return };
+        let writes = &self.writes;
+        proxy.written[warp].retain(|&grain| {
+            let writer = thread(writes[grain]);
+            if writer as usize / LANES != warp {
+                return false; // written again by another warp, whose fence it is now
+            }
+            let ours = mask >> (writer as usize % LANES) & 1 == 1;
+            if ours {
+                proxy.fences[grain] = tag(writer, epoch);
+            }
+            !ours
+        });
+    }
+
+    fn grains(&self, at: usize, bytes: usize) -> std::ops::RangeInclusive<usize> {
+        at >> self.shift..=(at + bytes - 1) >> self.shift
+    }
+
+    /// Products begin to read `bytes` at `at` on behalf of thread `me`: what is noted there goes to `writes`.
+    pub fn begin_products(
+        &mut self,
+        me: u32,
+        at: usize,
+        bytes: usize,
+        writes: &mut Vec<u32>,
+    ) -> Result<(), Conflict> {
+        for grain in self.grains(at, bytes) {
+            self.read(grain, me)?;
+            let fence = self.proxy.as_ref().map_or(0, |proxy| proxy.fences[grain]);
+            if fence == 0 || !self.ordered(fence, me) {
+                return Err(Conflict::Unpublished(thread(self.writes[grain])));
+            }
+            writes.push(self.writes[grain]);
+        }
+        Ok(())
+    }
+
+    /// Products have read `bytes` at `at`: what was noted there has not changed since they began.
+    pub fn end_products(
+        &mut self,
+        me: u32,
+        at: usize,
+        bytes: usize,
+        writes: &mut impl Iterator<Item = u32>,
+    ) -> Result<(), Conflict> {
+        for grain in self.grains(at, bytes) {
+            if writes.next() != Some(self.writes[grain]) {
+                return Err(Conflict::Overwritten(thread(self.writes[grain])));
+            }
+            self.read(grain, me)?;
+        }
+        Ok(())
+    }
+
+    fn unpublish(&mut self, grain: usize, me: u32) {
+        if let Some(proxy) = &mut self.proxy {
+            proxy.fences[grain] = 0;
+            proxy.written[me as usize / LANES].push(grain);
+        }
+    }
+
     fn check_read(&self, write: u32, me: u32) -> Result<(), Conflict> {
         if write == 0 {
             return Err(Conflict::Unwritten);
@@ -231,6 +316,7 @@ impl Shadow {
         let mut mine = tag(me, self.warps[me as usize / LANES]);
         if touch == Touch::End {
             self.writes[grain] = mine;
+            self.unpublish(grain, me);
             return Ok(());
         }
         if write & IN_FLIGHT != 0 {
@@ -256,6 +342,7 @@ impl Shadow {
             mine |= ATOMIC;
         }
         self.writes[grain] = mine;
+        self.unpublish(grain, me);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::ffi::{c_char, c_int, CString};
+use std::ffi::{c_char, c_int, CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 
@@ -33,7 +33,7 @@ fn nvrtc() -> Option<Library> {
 }
 
 /// PTX of a source.
-fn compile(nvrtc: &Library, source: &str) -> String {
+fn compile(nvrtc: &Library, architecture: &CStr, source: &str) -> String {
     type Create = unsafe extern "C" fn(
         *mut Program,
         *const c_char,
@@ -47,7 +47,7 @@ fn compile(nvrtc: &Library, source: &str) -> String {
     type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
     let (mut program, mut size) = (null_mut(), 0);
     let source = CString::new(source).unwrap();
-    let options = [c"--gpu-architecture=compute_80".as_ptr(), c"--std=c++17".as_ptr()];
+    let options = [architecture.as_ptr(), c"--std=c++17".as_ptr()];
     // SAFETY: the functions have these types, all texts end with zero, and the buffer
     // has the size that was asked for.
     unsafe {
@@ -67,6 +67,7 @@ fn compile(nvrtc: &Library, source: &str) -> String {
 
 #[test]
 fn what_nvrtc_makes_is_taken_and_stored() {
+    std::env::set_var("LLAMA4RS_SIM_CAPABILITY", "9.0");
     support::start();
     let Some(nvrtc) = nvrtc() else {
         println!("skipped: NVRTC is not in .venv (make build)");
@@ -86,9 +87,12 @@ fn what_nvrtc_makes_is_taken_and_stored() {
         let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         lines.map(str::to_string).collect::<Vec<_>>()
     };
-    for name in ["bugs", "products", "warps"] {
+    let (ampere, hopper) = (c"--gpu-architecture=compute_80", c"--gpu-architecture=compute_90a");
+    for (name, architecture) in
+        [("bugs", ampere), ("products", ampere), ("warps", ampere), ("warpgroups", hopper)]
+    {
         let source = std::fs::read_to_string(folder.join(format!("{name}.cu"))).unwrap();
-        let made = compile(&nvrtc, &source);
+        let made = compile(&nvrtc, architecture, &source);
         support::load(&made);
         let path = folder.join(format!("{name}.ptx"));
         if store {

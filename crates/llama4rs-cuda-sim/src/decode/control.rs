@@ -28,8 +28,13 @@ impl<'m> Decoder<'m> {
             "exit" => Op::Exit,
             "trap" => Op::Trap,
             "membar" | "fence" => {
+                let proxy = op.take("proxy") && op.take("async");
                 op.mods.clear();
-                Op::Fence
+                if proxy {
+                    Op::ProxyFence
+                } else {
+                    Op::Fence
+                }
             }
             "nanosleep" => {
                 op.take("u32");

@@ -11,6 +11,7 @@ mod data;
 mod half;
 mod operands;
 mod warp;
+mod warpgroup;
 
 use std::collections::HashMap;
 
@@ -19,6 +20,8 @@ use crate::program::{Constants, Inst, Kernel, Op, Slot, Width, UNGUARDED};
 use crate::ptx::{
     Function, Instruction, Module, PtxError, Space, Statement, StatementKind, Variable,
 };
+
+pub use warpgroup::product_registers;
 
 /// Shared addresses begin here, so that a null pointer is never one.
 pub const SHARED_START: u64 = 1024;
@@ -58,6 +61,7 @@ fn kernel(module: &Module, globals: &HashMap<String, u64>, entry: &Function) -> 
     let mut kernel = decoder.kernel;
     kernel.grain = if kernel.grain == 0 { 4 } else { kernel.grain };
     allocate::allocate(&mut kernel);
+    kernel.watched = warpgroup::watched(&kernel);
     Ok(kernel)
 }
 
@@ -107,6 +111,7 @@ impl<'m> Decoder<'m> {
             max_threads: entry.max_threads,
             source: module.source.clone(),
             partial_barriers: false,
+            watched: Vec::new(),
         };
         Self {
             module,
@@ -338,6 +343,7 @@ impl<'m> Decoder<'m> {
         let known = self.arithmetic(&mut opcode, &inst.operands)?
             || self.data(&mut opcode, &inst.operands)?
             || self.warp(&mut opcode, &inst.operands)?
+            || self.warpgroup(&mut opcode, &inst.operands)?
             || self.control(&mut opcode, &inst.operands)?;
         if !known || !opcode.mods.is_empty() {
             return self.fail(format!("instruction `{}` is not supported", inst.opcode));

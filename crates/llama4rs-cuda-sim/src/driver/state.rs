@@ -51,6 +51,7 @@ impl Settings {
                 unwritten: watch("unwritten"),
                 counters: watch("counters"),
                 footprint: get("FOOTPRINT").is_some_and(|v| v != "0"),
+                backwards: get("PRODUCTS").is_some_and(|v| v == "backwards"),
             },
             patience: Duration::from_secs(seconds),
             leaks: get("LEAKS").is_some_and(|v| v != "0"),

@@ -3,6 +3,7 @@
 use super::lanes::{lanes_of, Files};
 use super::launch::Env;
 use super::warp::{Arrival, Exec, Status, Warp};
+use super::warpgroup::Products;
 use crate::counters::Counts;
 use crate::memory::Region;
 use crate::program::{Barrier, Op, LANES};
@@ -20,6 +21,8 @@ pub struct Common {
     pub arrived: Vec<(usize, Arrival)>,
     /// The allocation that was touched last.
     pub region: Option<Region>,
+    /// What each warpgroup did: instructions, and what they read.
+    pub warpgroups: Vec<Vec<(u32, u64)>>,
 }
 
 /// A block at work.
@@ -41,8 +44,10 @@ impl Block {
         let kernel = env.kernel;
         let count = env.threads().div_ceil(LANES);
         let shared = kernel.shared_bytes + env.dynamic;
-        let shadow = (env.checks.races && shared > 0)
-            .then(|| Shadow::new(shared, kernel.grain, count, kernel.partial_barriers));
+        let shadow = (env.checks.races && shared > 0).then(|| {
+            let products = !kernel.watched.is_empty();
+            Shadow::new(shared, kernel.grain, count, kernel.partial_barriers, products)
+        });
         let warps = (0..count).map(|index| Warp {
             index,
             files: Files::new(kernel.registers),
@@ -56,6 +61,7 @@ impl Block {
             copies: Vec::new(),
             marks: Vec::new(),
             groups: [0; LANES],
+            products: Products::new(kernel),
         });
         let common = Common {
             id: [0; 3],
@@ -64,6 +70,7 @@ impl Block {
             counts: Counts::default(),
             arrived: Vec::new(),
             region: None,
+            warpgroups: vec![Vec::new(); count.div_ceil(4)],
         };
         Self { common, warps: warps.collect() }
     }
@@ -74,6 +81,7 @@ impl Block {
         self.common.counts.blocks += 1;
         self.common.shared.fill(0xff);
         self.common.arrived.clear();
+        self.common.warpgroups.iter_mut().for_each(Vec::clear);
         if let Some(shadow) = &mut self.common.shadow {
             shadow.reset();
         }
@@ -121,8 +129,13 @@ impl Block {
         })
     }
 
-    /// Copies must have been waited for.
+    /// Copies and products must have been waited for.
     fn end(&self, env: &Env) -> Result<(), Box<Report>> {
+        for warp in &self.warps {
+            if let Some((pc, fault)) = warp.products.at_end(&self.common.warpgroups, warp.index) {
+                return Err(self.report(env, &fault, pc, warp.index));
+            }
+        }
         let Some(warp) = self.warps.iter().find(|w| !w.copies.is_empty()) else { return Ok(()) };
         let lane = usize::from(warp.copies[0].lane);
         let what = format!(

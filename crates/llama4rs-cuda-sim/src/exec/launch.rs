@@ -26,6 +26,8 @@ pub struct Checks {
     pub counters: bool,
     /// Different sectors of a launch.
     pub footprint: bool,
+    /// Products of warpgroups add from the last input on, unlike those of warps: as a device might.
+    pub backwards: bool,
 }
 
 /// What all blocks of a launch know.

@@ -20,6 +20,7 @@ mod poison;
 mod shared;
 mod step;
 mod warp;
+mod warpgroup;
 
 pub use lanes::lanes_of;
 pub use launch::{launch, processor_suffices, Checks, Env};

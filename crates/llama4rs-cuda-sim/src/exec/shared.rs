@@ -77,6 +77,20 @@ impl Exec<'_, '_> {
                 FaultKind::Race,
                 format!("which thread {:?} read without a barrier between", other(t)),
             ),
+            Conflict::Unpublished(t) => (
+                FaultKind::Unpublished,
+                format!(
+                    "which thread {:?} wrote without a `fence.proxy.async` before the barrier",
+                    other(t)
+                ),
+            ),
+            Conflict::Overwritten(t) => (
+                FaultKind::Race,
+                format!(
+                    "which thread {:?} wrote while products that read them were under way",
+                    other(t)
+                ),
+            ),
             Conflict::Read(None) => (
                 FaultKind::Race,
                 "which several threads read without a barrier between".to_string(),

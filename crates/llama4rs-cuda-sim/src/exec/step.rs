@@ -111,6 +111,12 @@ impl Exec<'_, '_> {
             }
             Op::Movmatrix => return self.movmatrix(inst, mask),
             Op::Mma(kind) => return self.mma(kind, inst, mask),
+            Op::Warpgroup(kind) => return self.warpgroup(kind, inst, mask),
+            Op::ProxyFence => {
+                if let Some(shadow) = &mut self.b.shadow {
+                    shadow.publish(self.w.index, mask);
+                }
+            }
             Op::Shuffle { kind, valid } => return self.shuffle(kind, valid, inst, mask),
             Op::Vote { kind, negated } => return self.vote(kind, negated, inst, mask),
             Op::MatchAny(_) => return self.matching(None, inst, mask),

@@ -10,6 +10,7 @@ use super::block::Common;
 use super::lanes::{lanes_of, Files, Lane, Lanes};
 use super::launch::Env;
 use super::poison::Mark;
+use super::warpgroup::Products;
 use crate::program::{Barrier, Inst, Slot, LANES, UNGUARDED};
 use crate::report::{Fault, FaultKind};
 
@@ -69,6 +70,8 @@ pub struct Warp {
     pub marks: Vec<Mark>,
     /// Number of groups that each lane has committed.
     pub groups: [u32; LANES],
+    /// Products of its warpgroup.
+    pub products: Products,
 }
 
 /// What an instruction does to the path.
@@ -110,6 +113,7 @@ impl Warp {
         self.copies.clear();
         self.marks.clear();
         self.groups = [0; LANES];
+        self.products.reset();
         self.predicates.fill(0);
         self.predicates[1] = u32::MAX;
     }
@@ -219,6 +223,8 @@ impl Exec<'_, '_> {
     #[inline(always)]
     fn run_lanes(&mut self) -> Outcome<()> {
         let code = &self.env.kernel.code[..];
+        let watched = &self.env.kernel.watched[..];
+        let watches = !watched.is_empty();
         let mut turn = SLICE;
         loop {
             let Some((mut pc, mut mask, limit)) = self.w.pick() else {
@@ -243,6 +249,9 @@ impl Exec<'_, '_> {
                     continue;
                 }
                 self.pc = pc;
+                if watches && watched[pc as usize] {
+                    self.watch_products(inst)?;
+                }
                 if !self.w.marks.is_empty() {
                     self.follow_marks(inst, active)?;
                 }
