@@ -1,11 +1,10 @@
 //! The brick of products in integers: `R` rows of codes times `P` panels.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
+use super::bricks::{bricks, Brick, Product};
 use super::packed_rows::group_words;
-use super::panels::{Panels, FAR, NEAR};
-use super::shapes::shapes;
+use super::panels::{FAR, NEAR};
 use crate::simd::{IntegerKernel, Integers, Simd, Words, LANES};
 
 /// The codes of an integer weight format.
@@ -59,54 +58,31 @@ impl IntegerCodes for Nibbles {
 /// `out[panel][row][lane] = x[row] · weights[panel, lane]` for `x` as codes
 /// (see [`super::packed_rows`]). Call it inside of a kernel.
 #[inline(always)]
-pub fn multiply_integers<I: Integers, C: IntegerCodes>(
-    integers: I,
-    matrix: &Panels,
-    panels: Range<usize>,
-    x: &[u32],
-    rows: usize,
-    out: &mut [f32],
-) {
-    let mut done = 0;
-    while done < panels.len() {
-        let (panel, left) = (panels.start + done, panels.len() - done);
-        let out = &mut out[done * rows * LANES..];
-        // As many panels at once as the registers hold sums for: several streams
-        // of weights, far from each other, hide the latency of the memory.
-        let many = I::Simd::MANY_REGISTERS;
-        done += shapes!(
-            rows,
-            left,
-            |R, P, start, apart| run::<I, C, R, P>(integers, matrix, panel, start, apart, x, out),
-            {
-                1 x 4 if true;
-                2 | 3 | 4 x 4 if many;
-                2 x 2 if true;
-                3 | 4 | 5 | 6 | 7 | 8 x 2 if many;
-                1 | 2 | 3 | 4 x 1 if true;
-                5 | 6 x 1 if I::Simd::TILE_ROWS >= 6;
-                7 | 8 | 9 | 10 | 11 | 12 x 1 if I::Simd::TILE_ROWS >= 12;
-            }
-        );
-    }
+pub fn multiply_integers<I: Integers, C: IntegerCodes>(integers: I, mut product: Product<'_>) {
+    // As many panels at once as the registers hold sums for: several streams
+    // of weights, far from each other, hide the latency of the memory.
+    let many = I::Simd::MANY_REGISTERS;
+    bricks!(product, |R, P, brick| run::<I, C, R, P>(integers, brick), {
+        1 x 4 if true;
+        2 | 3 | 4 x 4 if many;
+        2 x 2 if true;
+        3 | 4 | 5 | 6 | 7 | 8 x 2 if many;
+        1 | 2 | 3 | 4 x 1 if true;
+        5 | 6 x 1 if I::Simd::TILE_ROWS >= 6;
+        7 | 8 | 9 | 10 | 11 | 12 x 1 if I::Simd::TILE_ROWS >= 12;
+    });
 }
 
-/// One brick: panels `first + start`, `first + start + apart`, ...; `out` begins
-/// with panel `first`.
 fn run<I: Integers, C: IntegerCodes, const R: usize, const P: usize>(
     integers: I,
-    matrix: &Panels,
-    first: usize,
-    start: usize,
-    apart: usize,
-    x: &[u32],
-    out: &mut [f32],
+    brick: Brick<'_>,
 ) {
-    let panels = std::array::from_fn(|p| matrix.panel(first + start + p * apart));
+    let panels = brick.panels();
+    let Brick { matrix, apart, x, out, .. } = brick;
     let group = matrix.format.group().expect("an integer format");
     let groups = matrix.cols.div_ceil(group);
     assert!(x.len() >= R * groups * group_words(group), "tile inputs");
-    let (out, codes) = (&mut out[start * R * LANES..], PhantomData::<C>);
+    let codes = PhantomData::<C>;
     integers.run_integers(IntegerTile::<C, R, P> { panels, groups, group, x, out, apart, codes })
 }
 

@@ -46,6 +46,7 @@
 //! per call. A tile keeps one accumulator per row and panel in registers; each
 //! line of weights is unpacked once per tile.
 
+mod bricks;
 mod codes;
 mod integer_tile;
 mod packed_rows;
@@ -54,7 +55,6 @@ mod panels;
 mod quantise;
 #[cfg(test)]
 pub mod reference;
-mod shapes;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -65,6 +65,7 @@ use std::ops::Range;
 
 use llama4rs_tensor::{PackedMatrix, Result, WeightFormat};
 
+use bricks::Product;
 use codes::{Bf16, Int4, Int8, F32};
 use integer_tile::{multiply_integers, Bytes, Nibbles};
 pub use packed_rows::{Form, PackedRows, SharedRows};
@@ -306,23 +307,20 @@ pub fn multiply<I: Integers>(
     tile: Tile,
     out: &mut [f32],
 ) {
-    let (simd, x, n) = (integers.simd(), rows.tile(tile), tile.rows);
-    assert_eq!(out.len(), panels.len() * n * LANES, "outputs of a tile");
+    let simd = integers.simd();
+    assert_eq!(out.len(), panels.len() * tile.rows * LANES, "outputs of a tile");
+    let product = Product { matrix, panels, x: rows.tile(tile), rows: tile.rows, out };
     match (matrix.format, rows.form()) {
         (WeightFormat::Int8 { .. }, Form::Codes { .. }) => {
-            multiply_integers::<I, Bytes>(integers, matrix, panels, x, n, out)
+            multiply_integers::<I, Bytes>(integers, product)
         }
         (WeightFormat::Int4 { .. }, Form::Codes { .. }) => {
-            multiply_integers::<I, Nibbles>(integers, matrix, panels, x, n, out)
+            multiply_integers::<I, Nibbles>(integers, product)
         }
-        (WeightFormat::Bf16, Form::Pairs) => multiply_pairs(simd, matrix, panels, x, n, out),
-        (WeightFormat::F32, _) => multiply_floats::<_, F32>(simd, matrix, panels, x, n, out),
-        (WeightFormat::Bf16, _) => multiply_floats::<_, Bf16>(simd, matrix, panels, x, n, out),
-        (WeightFormat::Int8 { .. }, _) => {
-            multiply_floats::<_, Int8>(simd, matrix, panels, x, n, out)
-        }
-        (WeightFormat::Int4 { .. }, _) => {
-            multiply_floats::<_, Int4>(simd, matrix, panels, x, n, out)
-        }
+        (WeightFormat::Bf16, Form::Pairs) => multiply_pairs(simd, product),
+        (WeightFormat::F32, _) => multiply_floats::<_, F32>(simd, product),
+        (WeightFormat::Bf16, _) => multiply_floats::<_, Bf16>(simd, product),
+        (WeightFormat::Int8 { .. }, _) => multiply_floats::<_, Int8>(simd, product),
+        (WeightFormat::Int4 { .. }, _) => multiply_floats::<_, Int4>(simd, product),
     }
 }

@@ -1,61 +1,33 @@
 //! The brick of products in pairs of bf16 numbers: `R` rows of factors times `P` panels.
 
-use std::ops::Range;
-
-use super::panels::{Panels, FAR, NEAR};
-use super::shapes::shapes;
+use super::bricks::{bricks, Brick, Product};
+use super::panels::{FAR, NEAR};
 use crate::simd::pairs::SUM_SCALE;
 use crate::simd::{Kernel, Simd, LANES};
 
 /// `out[panel][row][lane] = x[row] · weights[panel, lane]` for `x` as factors
 /// (see [`super::packed_rows`]). Call it inside of a kernel.
 #[inline(always)]
-pub fn multiply_pairs<S: Simd>(
-    simd: S,
-    matrix: &Panels,
-    panels: Range<usize>,
-    x: &[u32],
-    rows: usize,
-    out: &mut [f32],
-) {
-    let mut done = 0;
-    while done < panels.len() {
-        let (panel, left) = (panels.start + done, panels.len() - done);
-        let out = &mut out[done * rows * LANES..];
-        // With few rows several panels hide the latency of the product, as far as
-        // the registers hold their sums.
-        done += shapes!(
-            rows,
-            left,
-            |R, P, start, apart| run::<S, R, P>(simd, matrix, panel, start, apart, x, out),
-            {
-                1 x 4 if true;
-                2 | 3 | 4 x 4 if S::MANY_REGISTERS;
-                2 x 2 if true;
-                3 | 4 | 5 | 6 x 2 if S::MANY_REGISTERS;
-                1 | 2 | 3 | 4 x 1 if true;
-                5 | 6 x 1 if S::TILE_ROWS >= 6;
-                7 | 8 | 9 | 10 | 11 | 12 x 1 if S::TILE_ROWS >= 12;
-            }
-        );
-    }
+pub fn multiply_pairs<S: Simd>(simd: S, mut product: Product<'_>) {
+    // With few rows several panels hide the latency of the product, as far as
+    // the registers hold their sums.
+    bricks!(product, |R, P, brick| run::<S, R, P>(simd, brick), {
+        1 x 4 if true;
+        2 | 3 | 4 x 4 if S::MANY_REGISTERS;
+        2 x 2 if true;
+        3 | 4 | 5 | 6 x 2 if S::MANY_REGISTERS;
+        1 | 2 | 3 | 4 x 1 if true;
+        5 | 6 x 1 if S::TILE_ROWS >= 6;
+        7 | 8 | 9 | 10 | 11 | 12 x 1 if S::TILE_ROWS >= 12;
+    });
 }
 
-/// One brick: panels `first + start`, `first + start + apart`, ...; `out` begins
-/// with panel `first`.
-fn run<S: Simd, const R: usize, const P: usize>(
-    simd: S,
-    matrix: &Panels,
-    first: usize,
-    start: usize,
-    apart: usize,
-    x: &[u32],
-    out: &mut [f32],
-) {
-    let panels = std::array::from_fn(|p| matrix.panel(first + start + p * apart));
+fn run<S: Simd, const R: usize, const P: usize>(simd: S, brick: Brick<'_>) {
+    let panels = brick.panels();
+    let Brick { matrix, apart, x, out, .. } = brick;
     let lines = matrix.cols.div_ceil(2);
     assert!(x.len() >= R * lines * S::PAIR_WORDS, "tile inputs");
-    simd.run(PairTile::<R, P> { panels, lines, x, out: &mut out[start * R * LANES..], apart })
+    simd.run(PairTile::<R, P> { panels, lines, x, out, apart })
 }
 
 /// See the comment of [`super`] for the order of operations.
