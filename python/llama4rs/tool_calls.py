@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -147,12 +147,9 @@ def with_tool_calls(output: Output, tools: Tools | None) -> Output:
     return replace(output, message={**output.message, "content": content, "tool_calls": openai})
 
 
-def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str] | None:
-    """Names of the functions on offer; None when a description has no name to be found."""
-    functions = [tool.get("function", tool) for tool in tools]
-    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
-    known = [name for name in names if isinstance(name, str)]
-    return known if len(known) == len(tools) else None
+def _tool_names(tools: Tools) -> list[str]:
+    """Names of the functions on offer; the chat template has seen that they have some."""
+    return [tool.get("function", tool)["name"] for tool in tools]
 
 
 def _clean(text: str) -> str:

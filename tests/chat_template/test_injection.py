@@ -30,7 +30,7 @@ def test_builtin(builtin: ChatTemplate, tokenizer: Tokenizer) -> None:
     """Whatever is in the strings, the special tokens are those of harmless strings."""
 
     def conversation(t: list[str]) -> tuple[list[Any], list[Any]]:
-        description = {"name": t[0], "parameters": {t[1]: {"description": t[2]}}}
+        description = {"name": "f" + t[0], "parameters": {t[1]: {"description": t[2]}}}
         return [
             system([text(t[3]), text(t[4])]),
             user([text(t[5]), IMAGE, text(t[6]), text(t[7])]),

@@ -57,6 +57,11 @@ def test_errors(builtin: ChatTemplate, messages: Any, message: str) -> None:
     [
         (WEATHER, "tools must be a list of JSON descriptions, not a dict"),
         ([WEATHER, len], r"tools\[1\] must be a dict that describes a function, not a builtin"),
+        ([{}], r"tools\[0\] names no function\nhint: write {'type': 'function', 'function': {'na"),
+        ([WEATHER, {"function": "weather"}], r"tools\[1\] names no function"),
+        ([{"type": "function", "function": {"parameters": {}}}], r"tools\[0\] names no function"),
+        ([{"name": ""}], r"tools\[0\] names no function"),
+        ([{"name": 5}], r"tools\[0\] names no function"),
     ],
 )
 def test_tool_errors(builtin: ChatTemplate, tools: Any, message: str) -> None:
