@@ -65,11 +65,13 @@ def _public_objects() -> list[tuple[str, object]]:
         value = getattr(llama4rs, name)
         found.append((name, value))
         if inspect.isclass(value):
-            members = [(key, item) for key, item in vars(value).items() if not key.startswith("_")]
+            bases = [base for base in value.__mro__ if base.__module__.startswith("llama4rs")]
+            members = [member for base in bases for member in vars(base).items()]
             found += [
                 (f"{name}.{key}", item)
                 for key, item in members
                 if inspect.isfunction(item) or isinstance(item, (property, classmethod))
+                if not key.startswith("_")
             ]
     return found
 

@@ -13,6 +13,7 @@ what a model needs. Every error is a `Llama4Error`. On the command line the same
 
 from __future__ import annotations
 
+from .asynchronous import AsyncTextStream
 from .chat_template import ChatTemplate
 from .config import Config
 from .default_model import astream, chat, default_model, generate, stream
@@ -35,7 +36,7 @@ from .packing import inspect, pack, verify
 from .plan import Plan, plan
 from .sampling import SamplingParams
 from .session import Session, SessionInfo
-from .streaming import AsyncTextStream, TextStream
+from .streaming import TextStream
 from .tokenizer import Tokenizer
 from .tool_calls import ToolCall, parse_tool_calls
 from .warming import warm

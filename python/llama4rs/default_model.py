@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from .asynchronous import AsyncTextStream
 from .llm import Llama4
-from .streaming import AsyncTextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .encoding import Tools
     from .images import ImageSource
 
-__all__ = ["BatchOptions", "ChatOptions", "GenerateOptions", "PromptOptions", "SessionOptions"]
+__all__ = ["BatchOptions", "ChatOptions", "GenerateOptions", "PromptOptions"]
 
 
 class _TextOptions(SamplingOptions, total=False):
@@ -19,15 +19,10 @@ class _TextOptions(SamplingOptions, total=False):
     skip_special: bool
 
 
-class SessionOptions(_TextOptions, total=False):
-    """Of ``Session.stream``."""
-
-    images: Sequence[ImageSource] | None
-
-
-class PromptOptions(SessionOptions, total=False):
+class PromptOptions(_TextOptions, total=False):
     """Of ``Llama4.stream``."""
 
+    images: Sequence[ImageSource] | None
     tools: Tools | None
 
 
@@ -46,7 +41,7 @@ class BatchOptions(_TextOptions, total=False):
 
 
 class ChatOptions(SamplingOptions, total=False):
-    """Of ``Llama4.chat`` and ``Session.chat``."""
+    """Of ``Llama4.chat``."""
 
     images: Sequence[ImageSource] | None
     tools: Tools | None

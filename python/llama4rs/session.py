@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .asynchronous import Interruption, async_output, async_stream, in_thread
 from .encoding import EncodedPrompt
 from .errors import SessionError, option_errors
 from .outputs import Output
@@ -16,7 +17,6 @@ from .prompts import conversation
 from .session_additions import Addition, added, added_messages
 from .session_files import SessionInfo, SessionState, check_name
 from .session_stream import SessionStream, drained
-from .streaming import AsyncTextStream, Interruption, in_thread
 from .submission import chosen_params
 from .summary import byte_count
 from .tool_calls import with_tool_calls
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .encoding import Tools
     from .images import ImageSource
     from .llm import Llama4
-    from .options import ChatOptions, SessionOptions
     from .prompts import Message, Prompt
     from .sampling import SamplingOptions, SamplingParams
 
@@ -111,38 +110,6 @@ class Session:
         arguments = (piece, images, tools, parse_special, progress, interruption)
         return await in_thread(lambda: self._append(*arguments), interruption.set)
 
-    def generate(
-        self,
-        prompt: Prompt = "",
-        params: SamplingParams | None = None,
-        *,
-        images: Sequence[ImageSource] | None = None,
-        parse_special: bool = True,
-        skip_special: bool = True,
-        **options: Unpack[SamplingOptions],
-    ) -> Output:
-        """Adds a prompt, and what the model writes after it.
-
-        The session grows by all tokens that the model wrote, but for the token that stopped it.
-
-        Args:
-            prompt: As for `append`; by default nothing.
-            params, images, parse_special, skip_special, options: As in `Llama4.generate`.
-
-        Raises:
-            As `Llama4.generate`; `RequestError` if the session is empty and stays so.
-        """
-        return drained(
-            self.stream(
-                prompt,
-                params,
-                images=images,
-                parse_special=parse_special,
-                skip_special=skip_special,
-                **options,
-            )
-        )
-
     def stream(
         self,
         prompt: Prompt = "",
@@ -166,12 +133,22 @@ class Session:
             addition = added(self._state, self._llm._encoder, prompt, images, None, parse_special)
             return self._stream(addition, params, skip_special)
 
-    def astream(
-        self,
-        prompt: Prompt = "",
-        params: SamplingParams | None = None,
-        **options: Unpack[SessionOptions],
-    ) -> AsyncTextStream:
+    @drained(stream)
+    def generate(self) -> None:
+        """Adds a prompt, and what the model writes after it.
+
+        The session grows by all tokens that the model wrote, but for the token that stopped it.
+
+        Args:
+            prompt: As for `append`; by default nothing.
+            params, images, parse_special, skip_special, options: As in `Llama4.generate`.
+
+        Raises:
+            As `Llama4.generate`; `RequestError` if the session is empty and stays so.
+        """
+
+    @async_stream(stream)
+    def astream(self) -> None:
         """As `stream`, for ``async for``; see `Llama4.astream`. The session is busy from the first
         piece on. Cancelling the task that waits for a piece leaves the session as it was, and free
         at once.
@@ -184,41 +161,10 @@ class Session:
             ...     return "".join([piece async for piece in book.astream(" He", max_tokens=6)])
             >>> text = asyncio.run(story())
         """
-        return AsyncTextStream(lambda: self.stream(prompt, params, **options))
 
-    async def agenerate(
-        self,
-        prompt: Prompt = "",
-        params: SamplingParams | None = None,
-        **options: Unpack[SessionOptions],
-    ) -> Output:
+    @async_output(stream)
+    def agenerate(self) -> None:
         """As `generate`, for ``await``. Cancelling the task leaves the session as it was."""
-        return await self.astream(prompt, params, **options).result()
-
-    def chat(
-        self,
-        messages: str | Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        images: Sequence[ImageSource] | None = None,
-        tools: Tools | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Output:
-        """Adds a message of the user, or several messages, and the model's answer.
-
-        Only what is new is put into the chat format: the rest is there already.
-
-        Args:
-            messages: A string is a user's message.
-            images: Pictures that stand before a message given as a string.
-            tools: Functions on offer, with the first messages of the session.
-            params, options: As in `Llama4.chat`.
-
-        Raises:
-            As `Llama4.chat`; `ChatTemplateError` also where the model's template cannot continue
-            a conversation, because it writes earlier messages in another way then.
-        """
-        return drained(self.chat_stream(messages, params, images=images, tools=tools, **options))
 
     def chat_stream(
         self,
@@ -236,23 +182,30 @@ class Session:
             addition = added_messages(self._state, self._llm._encoder, shown, tools, answer=True)
             return self._stream(addition, params, skip_special=True)
 
-    def achat_stream(
-        self,
-        messages: str | Sequence[Message],
-        params: SamplingParams | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> AsyncTextStream:
-        """As `chat_stream`, for ``async for``; see `astream`."""
-        return AsyncTextStream(lambda: self.chat_stream(messages, params, **options))
+    @drained(chat_stream)
+    def chat(self) -> None:
+        """Adds a message of the user, or several messages, and the model's answer.
 
-    async def achat(
-        self,
-        messages: str | Sequence[Message],
-        params: SamplingParams | None = None,
-        **options: Unpack[ChatOptions],
-    ) -> Output:
+        Only what is new is put into the chat format: the rest is there already.
+
+        Args:
+            messages: A string is a user's message.
+            images: Pictures that stand before a message given as a string.
+            tools: Functions on offer, with the first messages of the session.
+            params, options: As in `Llama4.chat`.
+
+        Raises:
+            As `Llama4.chat`; `ChatTemplateError` also where the model's template cannot continue
+            a conversation, because it writes earlier messages in another way then.
+        """
+
+    @async_stream(chat_stream)
+    def achat_stream(self) -> None:
+        """As `chat_stream`, for ``async for``; see `astream`."""
+
+    @async_output(chat_stream)
+    def achat(self) -> None:
         """As `chat`, for ``await``. Cancelling the task leaves the session as it was."""
-        return await self.achat_stream(messages, params, **options).result()
 
     # ------------------------------------------------------------------------------- the session
 

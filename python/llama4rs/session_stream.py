@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from .methods import Documented, taking_arguments_of
 from .outputs import Output
 from .streaming import TextStream
 
 __all__ = ["SessionStream", "drained"]
+
+Arguments = ParamSpec("Arguments")
+Owner = TypeVar("Owner")
 
 
 class SessionStream(TextStream):
@@ -51,13 +55,22 @@ class SessionStream(TextStream):
         settle(output)
 
 
-def drained(stream: SessionStream) -> Output:
-    """Reads to the end; if that fails, the session stays as it was."""
-    try:
-        for _ in stream:
-            pass
-    except BaseException:
-        stream.drop()
-        stream.close()
-        raise
-    return stream.output
+def drained(
+    method: Callable[Concatenate[Owner, Arguments], SessionStream],
+) -> Callable[[Documented], Callable[Concatenate[Owner, Arguments], Output]]:
+    """Makes a method that takes the arguments of `method`, and reads its stream to the end; if
+    that fails, the session stays as it was."""
+    name = method.__name__
+
+    def read(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Output:
+        stream: SessionStream = getattr(self, name)(*args, **kwargs)
+        try:
+            for _ in stream:
+                pass
+        except BaseException:
+            stream.drop()
+            stream.close()
+            raise
+        return stream.output
+
+    return lambda documented: taking_arguments_of(method, documented, read)
