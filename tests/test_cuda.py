@@ -84,7 +84,8 @@ def test_tensor_cores_stay_near(checkpoint: MakeCheckpoint, weights: str) -> Non
     expected, got = exact.logits(ids), fast.logits(ids)
     assert not np.array_equal(got, expected)
     errors = np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    assert errors.max() < 3e-2
+    assert np.median(errors) < 1.5e-2
+    assert errors.max() < 5e-2
 
 
 @pytest.mark.parametrize("weights", ["f32", "int4"])
