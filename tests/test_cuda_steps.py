@@ -48,6 +48,16 @@ class Driver:
         self.library.llama4rs_sim_calls(text, len(text))
         return Counter(json.loads(text.value))
 
+    def reset_launches(self) -> None:
+        """Forgets what kernels did."""
+        self.library.llama4rs_sim_reset_counters()
+
+    def launches(self) -> Counter[str]:
+        """How often each kernel was launched, alone or in a graph."""
+        text = ctypes.create_string_buffer(1 << 20)
+        self.library.llama4rs_sim_counters(text, ctypes.c_size_t(len(text)))
+        return Counter({name: found["launches"] for name, found in json.loads(text.value).items()})
+
     def fail(self, name: str, calls: int = 1, code: int = 999) -> None:
         """Lets the next calls of a function fail."""
         self.library.llama4rs_sim_fail(name.encode(), calls, code)
@@ -242,3 +252,41 @@ def test_a_start_does_no_needless_work(model: str, driver: Driver) -> None:
     assert warm == cold
     # A file of kernels is loaded once, and each kernel is looked up once.
     assert warm["cuModuleLoadDataEx"] <= warm["cuModuleGetFunction"] <= 24
+
+
+@pytest.mark.parametrize("rows", [1, 12])
+@pytest.mark.parametrize(("config", "mixtures"), [("scout_like", 4), ("maverick_like", 2)])
+def test_launches_of_a_layer(
+    driver: Driver,
+    tmp_path_factory: pytest.TempPathFactory,
+    config: str,
+    mixtures: int,
+    rows: int,
+) -> None:
+    """A decode step of few rows through four more layers, `mixtures` of them with experts."""
+    launches = []
+    for layers in (2, 6):
+        path = tmp_path_factory.mktemp("launches")
+        shape = SHAPE | {"num_hidden_layers": layers, "no_rope_layers": [1, 0] * (layers // 2)}
+        make_checkpoint(path, TEXT[config] | shape, 7)
+        engine = CudaEngine(str(path), weights="int4")
+        requests = [
+            engine.submit([1, 5 + i, 17], max_tokens=8, stop_token_ids=[]) for i in range(rows)
+        ]
+        for _ in range(4):
+            for request in requests:
+                request.next()
+        driver.reset_launches()
+        for request in requests:
+            request.next()
+        launches.append(driver.launches())
+    more = {kernel: launches[1][kernel] - launches[0][kernel] for kernel in launches[1]}
+    kernel = "matmul_decode_8" if rows <= 8 else "matmul_decode_16"
+    assert {kernel: count for kernel, count in more.items() if count} == {
+        # q, k and v; o; gate and up; down. What follows o and down is theirs, too.
+        kernel: 4 * 4,
+        "rope_cache": 4,
+        "attend_decode": 4,
+        "attend_decode_merge": 4,
+        "router": mixtures,
+    }

@@ -3,11 +3,11 @@
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{Error, Result, WeightFormat};
 
-use super::shapes::Shape;
+use super::shapes::{Shape, MOST_DECODE_ROWS};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::ROUTE;
 use crate::memory::Buffer;
-use crate::module::arguments;
+use crate::module::{arguments, Argument, Structure};
 use crate::tensor::{Matrix, Routing, Tensor};
 
 /// Experts that `route.cu` has room for.
@@ -26,7 +26,8 @@ pub(crate) struct TokenTiles {
 }
 
 impl Cuda {
-    /// Logits, choices and tiles of a router in f32 panels.
+    /// Logits, choices and tiles of a router in f32 panels: in one launch, or two for more rows than
+    /// [`MOST_DECODE_ROWS`].
     pub(crate) fn run_router(
         &self,
         x: &Tensor,
@@ -46,42 +47,33 @@ impl Cuda {
             Some((values, _, norm)) => (values, Some(norm)),
             None => (x.address(), None),
         };
-        let launch = |kernel, blocks, threads| Launch {
-            source: &ROUTE,
-            kernel,
-            constants: &[],
-            shared: 0,
-            blocks,
-            threads,
-        };
-        let panel_floats = router.panel_bytes() / 4;
-        let all = arguments![
-            x,
-            norm,
-            &router.panels,
-            &parts,
-            rows,
-            router.cols,
-            num_experts,
-            panel_floats
-        ];
+        let input = Structure::default()
+            .long(x)
+            .row_norm(norm)?
+            .long(router.panels.address())
+            .long(router.panel_bytes() / 4)
+            .size(router.cols)?;
+        let result = Structure::default()
+            .long(logits.address())
+            .long(experts.address())
+            .long(weights.address())
+            .long(tiles.order.address())
+            .long(tiles.table.address())
+            .long(tiles.count.address())
+            .size(rows)?
+            .size(num_experts)?
+            .size(top_k)?
+            .size(tiles.shape.tokens())?;
         let blocks = [num_experts.div_ceil(PANEL_ROWS), splits, rows.div_ceil(4)];
-        self.launch(launch("router_parts", blocks, 128), &all)?;
-        let all = arguments![
-            &parts,
-            &logits,
-            splits,
-            &experts,
-            &weights,
-            &tiles.order,
-            &tiles.table,
-            &tiles.count,
-            rows,
-            num_experts,
-            top_k,
-            tiles.shape.tokens()
-        ];
-        self.launch(launch("route", [1, 1, 1], 1024), &all)?;
+        if rows <= MOST_DECODE_ROWS {
+            let all = arguments![input, result, &parts, &self.tickets];
+            self.launch_route("router", blocks, 128, &all)?;
+        } else {
+            let all = arguments![input, &parts, rows, num_experts];
+            self.launch_route("router_parts", blocks, 128, &all)?;
+            let all = arguments![result, &parts, splits];
+            self.launch_route("route", [1, 1, 1], 1024, &all)?;
+        }
         Ok((Routing { rows, top_k, num_experts, experts, weights }, tiles))
     }
 
@@ -114,17 +106,21 @@ impl Cuda {
         let assignments = rows * top_k;
         let tiles = self.room_for_tiles(rows, assignments, num_experts, formats)?;
         let TokenTiles { table, count, order, shape, .. } = &tiles;
-        let launch = Launch {
-            source: &ROUTE,
-            kernel: "token_tiles",
-            constants: &[],
-            shared: 0,
-            blocks: [1, 1, 1],
-            threads: 1024,
-        };
         let tokens = shape.tokens();
         let all = arguments![experts, order, table, count, assignments, num_experts, tokens];
-        self.launch(launch, &all)?;
+        self.launch_route("token_tiles", [1, 1, 1], 1024, &all)?;
         Ok(tiles)
+    }
+
+    fn launch_route(
+        &self,
+        kernel: &'static str,
+        blocks: [usize; 3],
+        threads: u32,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let source = &ROUTE;
+        let launch = Launch { source, kernel, constants: &[], shared: 0, blocks, threads };
+        self.launch(launch, arguments)
     }
 }
