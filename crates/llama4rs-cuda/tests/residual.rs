@@ -5,12 +5,12 @@ mod support;
 
 use llama4rs_cuda::{Cuda, Tensor};
 use llama4rs_tensor::{
-    Backend, Draw, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
-    Norm, PageForm, PageId, Residual, Slot, VisionBackend, WeightFormat,
+    Backend, Draw, Error, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan,
+    MixtureWeights, Norm, PageForm, PageId, Residual, Result, Slot, VisionBackend, WeightFormat,
 };
 use proptest::prelude::*;
 use support::operations::{halves, PAGE, ROUNDED};
-use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights};
+use support::{assert_bits, assert_close, cpu, nvrtc_folders, tensor_cores, Random, Weights};
 
 const EPS: f32 = 1e-5;
 
@@ -47,6 +47,61 @@ struct Ended {
     experts: Vec<u32>,
 }
 
+/// A case on one device.
+struct Loaded<'a, B: Backend> {
+    case: &'a Case,
+    /// Those of the half, and the next one.
+    matrices: Vec<B::Matrix>,
+    norms: [Option<B::Vector>; 2],
+}
+
+/// The residual stream, its norm, that norm's products, and the experts, on one device.
+struct Tensors<B: Backend>([B::Tensor; 3], Option<B::Routing>);
+
+impl<B: Backend> Tensors<B> {
+    fn read(&self, backend: &B) -> Ended {
+        let [x, h, products] = self.0.each_ref().map(|x| backend.to_host(x).unwrap());
+        let experts = self.1.as_ref().map(|routing| backend.routed_experts(routing).unwrap());
+        Ended { x, h, products, experts: experts.unwrap_or_default() }
+    }
+}
+
+impl<B: Backend> Loaded<'_, B> {
+    fn run(&self, backend: &B, x: &[f32], inputs: &[f32]) -> Result<Tensors<B>> {
+        let Case { hidden, half, .. } = self.case;
+        let mut x = backend.upload(x, *hidden)?;
+        let (mut h, mut delta) = (backend.empty(), backend.empty());
+        let [first, second] = self.norms.each_ref().map(Option::as_ref);
+        backend.rms_norm(&x, first.unwrap(), EPS, &mut h)?;
+        let norm = second.map(|weight| Norm { weight, eps: EPS });
+        let residual = Residual { x: &mut x, h: &mut h, delta: &mut delta, norm };
+        let mut room = [backend.empty(), backend.empty(), backend.empty()];
+        let [gate, up, router_logits] = &mut room;
+        let expert = |first: usize| ExpertWeights {
+            gate: &self.matrices[first],
+            up: &self.matrices[first + 1],
+            down: &self.matrices[first + 2],
+        };
+        let mut routing = None;
+        match half {
+            Half::Attention { width, .. } => {
+                let inputs = backend.upload(inputs, *width)?;
+                backend.matmul_add(&inputs, &self.matrices[0], residual)?;
+            }
+            Half::Dense(_) => backend.feed_forward_add(&expert(0), [gate, up], residual)?,
+            &Half::Experts { top_k, .. } => {
+                let (shared, routed, router) = (expert(0), expert(3), &self.matrices[6]);
+                let weights = MixtureWeights { router, top_k, shared, routed };
+                let scratch = FeedForwardScratch { gate, up, router_logits };
+                routing = Some(backend.mixture_add(weights, scratch, residual)?);
+            }
+        }
+        let mut products = backend.empty();
+        backend.matmul(&h, &[&self.matrices[self.matrices.len() - 1]], &mut [&mut products])?;
+        Ok(Tensors([x, h, products], routing))
+    }
+}
+
 impl Case {
     fn random(
         random: &mut Random,
@@ -74,47 +129,31 @@ impl Case {
         Self { hidden, half, norms, next: random.weights(gated, 1, 24, hidden) }
     }
 
+    fn load<B: Backend>(&self, backend: &B) -> Loaded<'_, B> {
+        let matrices = match &self.half {
+            Half::Attention { o_proj, .. } => vec![o_proj],
+            Half::Dense(weights) => weights.iter().collect(),
+            Half::Experts { router, experts, .. } => {
+                experts.iter().flatten().chain([router]).collect()
+            }
+        };
+        let vector = |weight: &Vec<f32>| backend.vector(weight).unwrap();
+        Loaded {
+            case: self,
+            matrices: matrices
+                .into_iter()
+                .chain([&self.next])
+                .map(|weights| backend.matrix(weights.packed()).unwrap())
+                .collect(),
+            norms: self.norms.each_ref().map(|weight| weight.as_ref().map(vector)),
+        }
+    }
+
     /// The end of the half for rows of `x`; `inputs` are those of the last matrix of attention.
     fn run<B: Backend>(&self, backend: &B, x: &[f32], inputs: &[f32]) -> Ended {
-        let matrix = |weights: &Weights| backend.matrix(weights.packed()).unwrap();
-        let vector = |weight: &Vec<f32>| backend.vector(weight).unwrap();
-        let mut x = backend.upload(x, self.hidden).unwrap();
-        let (mut h, mut delta) = (backend.empty(), backend.empty());
-        let [first, second] = self.norms.each_ref().map(|weight| weight.as_ref().map(vector));
-        backend.rms_norm(&x, first.as_ref().unwrap(), EPS, &mut h).unwrap();
-        let norm = second.as_ref().map(|weight| Norm { weight, eps: EPS });
-        let residual = Residual { x: &mut x, h: &mut h, delta: &mut delta, norm };
-        let mut room = [backend.empty(), backend.empty(), backend.empty()];
-        let [gate, up, router_logits] = &mut room;
-        let mut experts = Vec::new();
-        match &self.half {
-            Half::Attention { width, o_proj } => {
-                let inputs = backend.upload(inputs, *width).unwrap();
-                backend.matmul_add(&inputs, &matrix(o_proj), residual).unwrap();
-            }
-            Half::Dense(weights) => {
-                let [g, u, d] = weights.each_ref().map(matrix);
-                let weights = ExpertWeights { gate: &g, up: &u, down: &d };
-                backend.feed_forward_add(&weights, [gate, up], residual).unwrap();
-            }
-            Half::Experts { router, top_k, experts: sets } => {
-                let sets = sets.each_ref().map(|set| set.each_ref().map(matrix));
-                let [[sg, su, sd], [rg, ru, rd]] = &sets;
-                let weights = MixtureWeights {
-                    router: &matrix(router),
-                    top_k: *top_k,
-                    shared: ExpertWeights { gate: sg, up: su, down: sd },
-                    routed: ExpertWeights { gate: rg, up: ru, down: rd },
-                };
-                let scratch = FeedForwardScratch { gate, up, router_logits };
-                let routing = backend.mixture_add(weights, scratch, residual).unwrap();
-                experts = backend.routed_experts(&routing).unwrap();
-            }
-        }
-        let mut products = backend.empty();
-        backend.matmul(&h, &[&matrix(&self.next)], &mut [&mut products]).unwrap();
-        let host = |x: &B::Tensor| backend.to_host(x).unwrap();
-        Ended { x: host(&x), h: host(&h), products: host(&products), experts }
+        let loaded = self.load(backend);
+        let tensors = loaded.run(backend, x, inputs).unwrap();
+        tensors.read(backend)
     }
 
     /// Compares all rows with the CPU, and rows in other company with all.
@@ -192,6 +231,36 @@ fn a_row_ends_with_the_same_bits_in_any_company() {
     {
         let case = Case::random(random, [hidden, 48], [int4; 2], (kind, count, top_k), true);
         case.check(cuda, random, 70, &[1, 7, 8, 9, 16, 17, 33]);
+    }
+}
+
+/// Blocks of a launch count themselves on the device: however a step ends, the next one is right.
+#[test]
+fn a_step_that_fails_leaves_no_counts_behind() {
+    if tensor_cores().is_none() {
+        return;
+    }
+    let random = &mut Random(26);
+    let int4 = WeightFormat::Int4 { group: 128 };
+    for graphs in [true, false] {
+        let cuda = Cuda::open(0, &nvrtc_folders()).unwrap();
+        let cuda = cuda.with_tensor_cores(true).with_graphs(graphs);
+        let case = Case::random(random, [104, 40], [int4; 2], (2, 5, 2), true);
+        let loaded = case.load(&cuda);
+        for rows in [3, 3, 12, 3, 3, 40, 12, 12] {
+            let x = halves(random, rows * 104);
+            let expected = loaded.run(&cuda, &x, &[]).unwrap().read(&cuda);
+            let refused = cuda.step(rows, || {
+                loaded.run(&cuda, &x, &[])?;
+                Err::<(), Error>(Error::shape("test", "another", "one"))
+            });
+            assert!(refused.is_err());
+            let step = cuda.step(rows, || loaded.run(&cuda, &x, &[])).unwrap();
+            let got = step.read(&cuda);
+            assert_eq!(expected.experts, got.experts);
+            assert_bits("sum", &expected.x, &got.x);
+            assert_bits("products", &expected.products, &got.products);
+        }
     }
 }
 
