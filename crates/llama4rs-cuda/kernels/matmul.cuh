@@ -54,7 +54,8 @@ struct Work {
 };
 
 // Blocks run through the row blocks of `span` token tiles before they go on to the next ones, so that
-// neighbours share weights or activations in L2. False: there is nothing to do.
+// neighbours share weights or activations in L2; 0: of all of them, or of one where experts differ. False: there is
+// nothing to do.
 DEVICE bool find_work(const MatmulArgs &args, u32 block, u32 rows_per_block, u32 tokens_per_tile,
                       u32 span, Work &work) {
   u32 j = 0;
@@ -63,6 +64,7 @@ DEVICE bool find_work(const MatmulArgs &args, u32 block, u32 rows_per_block, u32
     if (i < args.num_jobs && block >= args.jobs[i].first_block) j = i;
   const MatmulJob &job = args.jobs[j];
   block -= job.first_block;
+  if (span == 0) span = job.routed ? 1 : ceil_div(args.tokens, tokens_per_tile);
   u32 row_blocks = ceil_div(job.rows, rows_per_block);
   u32 chunk = block / (row_blocks * span), within = block % (row_blocks * span);
   u32 tile = chunk * span + within % span;

@@ -6,7 +6,7 @@
 // of the inputs; weights go from memory to registers, 4 (one panel of int4) or 8 loads of 16 bytes in
 // flight a lane; activations come through L1. The tensor core computes 16 rows x 8 tokens at
 // once, which costs fewer instructions than multiplying one token on the scalar cores.
-// RESIDUAL: steps of at most 8 * TILES tokens, PANELS = 1; in a mixture job 0 is the shared expert's.
+// RESIDUAL: PANELS = 1; steps of at most 8 * TILES tokens, in a mixture of at most 32.
 // Bytes: the weights of the used rows once; x and the results (small). Operations: 2 * N * K * 8 * TILES.
 
 template <int KIND, int GROUP_COLS, int PANELS, int TILES, int EPILOGUE>
@@ -24,7 +24,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   PanelAhead<8 * TILES> panel_ahead{stream_ahead, weights_ahead};
 
   Work work;
-  if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 1, work)) return;
+  if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 0, work)) return;
   u32 lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
   u32 tiles = ceil_div(args.cols, TILE_COLS), panels = ceil_div(work.job->rows, PANEL);
 
@@ -155,7 +155,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
       sum[0] += w.x, sum[1] += w.y, sum[2] += w.z, sum[3] += w.w;
     }
   };
-  PanelLane panel_lane{work.row_block, slice * 8, args.tokens, work.job->rows};
+  PanelLane panel_lane{work.row_block, slice * 8, args.tokens, work.job->rows}; // RESIDUAL
   if constexpr (ENDS) {
     if (!args.end.tickets) {
       float sum[4] = {};
@@ -182,8 +182,9 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     }
   }
   if constexpr (ENDS) {
-    // Of a panel there is a block for the shared expert, and one for each tile of the routed ones.
-    if (is_last_block(args.end.tickets + work.row_block, 1 + *args.num_tiles) && slice < TILES)
+    // Of a panel there is a block for each tile of the shared expert and of the routed ones.
+    u32 blocks = ceil_div(args.tokens, 8 * TILES) + *args.num_tiles;
+    if (is_last_block(args.end.tickets + work.row_block, blocks) && panel_lane.first_token < args.tokens)
       end_mixture(args.end, panel_lane);
   }
 }

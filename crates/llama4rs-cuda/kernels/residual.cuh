@@ -1,4 +1,4 @@
-// The end of a half of a block for steps that one tile of tokens takes: whoever has the last products of 16 columns
+// The end of a half of a block for steps of few tokens: whoever has the last products of 16 columns
 // adds them to the residual stream, and begins the norm behind (norm.cuh).
 
 struct ResidualEnd {

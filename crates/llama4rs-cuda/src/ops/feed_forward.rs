@@ -151,6 +151,8 @@ impl Cuda {
     ) -> Result<()> {
         let (outputs, format) = (dense.weights.rows, dense.weights.format);
         let shape = match finish {
+            // Weights that two tiles of tokens read come from the cache the second time.
+            _ if input.rows <= MOST_DECODE_ROWS => routed_shape,
             Finish::SwiGlu => self.gated_shape_for(input.rows, outputs, format),
             _ => self.shape_for(input.rows, outputs, format),
         };

@@ -5,7 +5,7 @@ use llama4rs_tensor::WeightFormat;
 use super::products::Finish;
 use crate::cuda::Cuda;
 
-/// Rows of a step whose products `matmul_decode.cu` computes, each matrix in one tile of tokens.
+/// Rows of a step whose products `matmul_decode.cu` computes.
 pub(crate) const MOST_DECODE_ROWS: usize = 16;
 /// Token tiles that share a pass over the rows in `matmul_tile.cu`.
 const SPAN: usize = 8;
@@ -50,6 +50,7 @@ impl Shape {
         }
     }
 
+    /// Token tiles of a matrix that share a pass over its rows; of decode kernels all or none do.
     pub(crate) fn span(self) -> usize {
         if self.is_decode() {
             1
@@ -116,11 +117,10 @@ impl Cuda {
         formats: &[WeightFormat],
     ) -> Shape {
         let shape = match assignments / experts {
-            // An expert has at most all rows: one tile, beside those of the shared expert.
             _ if rows <= 8 => Shape::Decode8,
-            _ if rows <= MOST_DECODE_ROWS => Shape::Decode16,
             0..=4 => Shape::Decode8,
             5..=12 => Shape::Decode16,
+            _ if rows <= MOST_DECODE_ROWS => Shape::Decode16,
             13..=48 => Shape::Tile32,
             _ => Shape::Tile128,
         };
