@@ -6,13 +6,12 @@ import gc
 import os
 import shutil
 import signal
-import stat
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -25,7 +24,6 @@ from hypothesis.stateful import (
 )
 
 import llama4rs
-from conftest import MakeCheckpoint
 from llama4rs.chat_template import ChatTemplate
 from llama4rs.demo import draw_picture
 from llama4rs.errors import (
@@ -393,113 +391,3 @@ def test_images_are_part_of_a_session(llm: llama4rs.Llama4, kv_dir: Path) -> Non
     assert llm.session("other").generate(**GREEDY, ignore_eos=True).token_ids
     other.delete()
     assert list((kv_dir / "sessions" / "images").iterdir()) == []
-
-
-# ------------------------------------------------------------------------------------------ files
-
-
-def test_what_is_saved(llm: llama4rs.Llama4, kv_dir: Path) -> None:
-    for name in ("a", "b"):
-        session = llm.session(name)
-        session.append("Once" if name == "a" else BOOK)
-        session.save()
-    assert [info.name for info in llm.sessions()] == ["b", "a"]
-    file = kv_dir / "sessions" / "a.session"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert len(llm.session("c")) == 0
-    assert not llm.session("c").delete()
-
-
-@pytest.mark.parametrize("name", ["", "../a", "a/b", ".a", "a.", "a ", "ä", "a" * 101, None, 7])
-def test_names_that_are_none(llm: llama4rs.Llama4, name: Any) -> None:
-    with pytest.raises(RequestError, match="a session's name has up to 100"):
-        llm.session(name)
-    with pytest.raises(RequestError):
-        llm.session("good").fork(name)
-
-
-def test_without_a_place() -> None:
-    llm = llama4rs.Llama4(threads=1)
-    session = llm.session("memory")
-    session.generate("Once", **GREEDY)
-    assert llm.sessions() == []
-    for call in (session.save, session.delete):
-        with pytest.raises(RequestError, match="without it\nhint: Llama4"):
-            call()
-    assert len(session) == 1 + 1 + GREEDY["max_tokens"]
-
-
-def test_another_model_is_refused(
-    llm: llama4rs.Llama4, kv_dir: Path, checkpoint: MakeCheckpoint
-) -> None:
-    session = llm.session("s")
-    session.append("Once")
-    session.save()
-    for other in (
-        llama4rs.Llama4(checkpoint("scout_like"), kv_dir=kv_dir),
-        llama4rs.Llama4(checkpoint("scout_like"), kv_dir=kv_dir, tokenizer=llm.tokenizer),
-    ):
-        with pytest.raises(SessionError, match="of other sizes or with another tokenizer"):
-            other.session("s")
-        assert other.sessions()[0].problem == "made with another model"
-
-
-def test_damage_is_always_seen(llm: llama4rs.Llama4, kv_dir: Path) -> None:
-    session = llm.session("s")
-    session.append("I see ", images=[draw_picture(84).image])
-    session.save()
-    file = kv_dir / "sessions" / "s.session"
-    image = next((kv_dir / "sessions" / "images").iterdir())
-    whole = {path: path.read_bytes() for path in (file, image)}
-
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data(), path=st.sampled_from([file, image]), cut=st.booleans())
-    def check(data: st.DataObject, path: Path, cut: bool) -> None:
-        content = whole[path]
-        at = data.draw(st.integers(0, len(content) - 1))
-        flipped = bytes([content[at] ^ data.draw(st.integers(1, 255))])
-        path.write_bytes(content[:at] + (b"" if cut else flipped + content[at + 1 :]))
-        try:
-            with pytest.raises(SessionError, match="damaged"):
-                llm.session("s")
-        finally:
-            path.write_bytes(content)
-
-    check()
-    assert llm.session("s").token_ids == session.token_ids
-    file.write_bytes(b"")
-    assert llm.sessions()[0].problem == "the file is damaged"
-    session.fork("t").save()
-    llm.session("t").delete()
-    assert image.exists(), "a damaged session may be restored"
-
-
-def test_saving_is_all_or_nothing(
-    llm: llama4rs.Llama4, kv_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = llm.session("s")
-    session.append("Once")
-    session.save()
-    before = session.token_ids
-    session.append(" upon a time")
-    for name in ("fsync", "replace"):
-
-        def fail(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, fail)
-            with pytest.raises(OSError, match="No space"):
-                session.save()
-        assert llm.session("s").token_ids == before
-        assert [path.name for path in (kv_dir / "sessions").iterdir() if path.is_file()] == [
-            "s.session"
-        ]
-    session.save()
-    assert llm.session("s").token_ids == session.token_ids
-    stale = kv_dir / "sessions" / ".writing-of-a-crash"
-    stale.write_bytes(b"")
-    os.utime(stale, (0, 0))
-    session.save()
-    assert not stale.exists()

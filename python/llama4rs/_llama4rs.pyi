@@ -14,6 +14,7 @@ __all__ = [
     "GpuProbe",
     "Request",
     "__version__",
+    "are_plain_integers",
     "attention_seconds",
     "cpu_features",
     "cuda_devices",
@@ -37,6 +38,10 @@ __version__: str
 
 _Progress = Callable[[str, int, int], object]
 """Called as `progress(what, done, total)` from the calling thread; may raise to interrupt."""
+
+def are_plain_integers(items: object) -> bool:
+    """Whether a list or tuple holds plain integers and nothing else: no booleans, no numbers of
+    other libraries."""
 
 def cpu_features() -> dict[str, Any]:
     """What the CPU backend found:

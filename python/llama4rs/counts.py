@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 
-from .errors import RequestError
+from .errors import RequestError, shown
 
-__all__ = ["MOST_THREADS", "check_count"]
+__all__ = ["MOST_THREADS", "check_count", "is_count"]
 
 MOST_THREADS = 1024
 
@@ -23,12 +23,14 @@ def check_count(name: str, value: int | None, *, least: int = 1, most: int = (1 
         ...
         llama4rs.errors.RequestError: threads must be an integer from 1 to 1024, got -1
     """
-    if value is None:
-        return
-    try:
-        good = not isinstance(value, bool) and least <= operator.index(value) <= most
-    except TypeError:
-        good = False
-    if not good:
+    if value is not None and not is_count(value, least, most):
         upto = "2**63 - 1" if most == (1 << 63) - 1 else most
-        raise RequestError(f"{name} must be an integer from {least} to {upto}, got {value!r}")
+        raise RequestError(f"{name} must be an integer from {least} to {upto}, got {shown(value)}")
+
+
+def is_count(value: object, least: int, most: int) -> bool:
+    """Whether this is a whole number in a range; True and False are none."""
+    try:
+        return not isinstance(value, bool) and least <= operator.index(value) <= most  # type: ignore[arg-type]
+    except TypeError:
+        return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RequestError, TokenizerError
+from .counts import is_count
+from .errors import RequestError, TokenizerError, shown
 from .image_arguments import image_list, part_source
 from .prompts import is_batch, is_conversation
 
@@ -100,6 +102,7 @@ class PromptEncoder:
         if is_batch(prompt):
             raise RequestError("a batch in a batch" if prompt else "a prompt is empty")
         sources: Sequence[Any] = image_list(images)
+        token_ids: Sequence[int]
         if is_conversation(prompt):
             from .chat_template import image_parts
 
@@ -114,9 +117,7 @@ class PromptEncoder:
             bos = bos and tokenizer.bos_id is not None
             token_ids = tokenizer.encode(prompt, bos=bos, parse_special=parse_special)
         else:
-            token_ids = [token_id.__index__() for token_id in prompt]
-            if wrong := [token_id for token_id in token_ids if not 0 <= token_id < 1 << 32]:
-                raise RequestError(f"token id {wrong[0]} is outside of the vocabulary")
+            token_ids = _token_ids(prompt)
             if images is None:
                 return EncodedPrompt(token_ids)
         return self.with_images(token_ids, sources, first=isinstance(prompt, str))
@@ -130,3 +131,20 @@ class PromptEncoder:
             self._images.check_none(token_ids)
             return EncodedPrompt(token_ids)
         return EncodedPrompt(*self._images.encode(token_ids, sources, first=first))
+
+
+def _token_ids(prompt: Sequence[Any]) -> array[int]:
+    """Integers of any kind as the core reads them fastest.
+
+    Raises:
+        RequestError: One is no token id of any model.
+    """
+    try:
+        return array("I", prompt)
+    except (OverflowError, TypeError):
+        for index, item in enumerate(prompt):
+            if not is_count(item, 0, (1 << 32) - 1):
+                raise RequestError(
+                    f"token id {shown(item)} is outside of the vocabulary (prompt[{index}])"
+                ) from None
+        raise

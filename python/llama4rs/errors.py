@@ -50,6 +50,26 @@ class OutOfMemoryError(Llama4Error, MemoryError):
     """Memory for weights, key/value pages or activations is not to be had."""
 
 
+def shown(value: object) -> str:
+    """What a caller gave, as an error message shows it: in one short piece, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # such as an integer of more than 4300 digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+@contextmanager
+def numbered(what: str, index: int, count: int) -> Iterator[None]:
+    """Says of an error which of several things of a kind it is about."""
+    try:
+        yield
+    except Llama4Error as error:
+        if count == 1:
+            raise
+        raise type(error)(f"{what} {index + 1} of {count}: {error}") from error
+
+
 @contextmanager
 def option_errors() -> Iterator[None]:
     """Turns the builtin errors of the core about an option's value into `RequestError`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .errors import RequestError, option_errors
@@ -54,7 +55,8 @@ class Generation:
                 logprobs=params.logprobs,
                 image_features=prompt.image_features,
             )
-        self._prompt = tuple(prompt.token_ids)
+        # A tuple only when it is asked for: there may be millions. A session's array will grow.
+        self._prompt = prompt.token_ids[:]
         self._tokenizer = tokenizer
         self.has_tokenizer = tokenizer is not None
         self._decoder = tokenizer.stream_decoder(skip_special=skip_special) if tokenizer else None
@@ -127,9 +129,13 @@ class Generation:
             usage=Usage(**usage),
             timings=Timings(**{f"{name}_seconds": value for name, value in timings.items()}),
             expert_usage=self._request.expert_usage(),
-            prompt_token_ids=self._prompt,
+            prompt_token_ids=self._prompt_ids,
             message={"role": "assistant", "content": text},
         )
+
+    @cached_property
+    def _prompt_ids(self) -> tuple[int, ...]:
+        return tuple(self._prompt)
 
     def _emit(self, text: str) -> str:
         if text:

@@ -230,7 +230,7 @@ class Llama4(ModelRequests):
             A plan with `num_tiles` for the vision encoder and `num_tokens` in the prompt.
 
         Raises:
-            ImageError: The image has no pixels.
+            ImageError: The image has no pixels, or a side that is no whole number.
             RequestError: The model does not read images.
 
         Example:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from .asynchronous import async_output, async_stream
-from .errors import RequestError, option_errors
+from .errors import RequestError, numbered, option_errors
 from .generation import Generation, run_all
 from .image_arguments import image_lists
 from .progress import progress_bar
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._llama4rs import Engine
-    from .encoding import PromptEncoder, Tools
+    from .encoding import EncodedPrompt, PromptEncoder, Tools
     from .images import ImageSource
     from .options import BatchOptions, GenerateOptions
     from .outputs import Output
@@ -115,16 +115,24 @@ class ModelRequests:
         prompt = plain_prompt(prompt)
         params = chosen_params(params, self.defaults, options)
         batch = is_batch(prompt)
-        prompts: list[Any] = [plain_prompt(item) for item in prompt] if batch else [prompt]
+        prompts: list[Any] = list(prompt) if batch else [prompt]
         shown = image_lists(images, len(prompts)) if batch else [images]
-        encoded = [
-            self._encoder.encode(item, tools=tools, images=pictures, parse_special=parse_special)
-            for item, pictures in zip(prompts, shown, strict=True)
-        ]
+        encoded: list[EncodedPrompt] = []
+        for item, pictures in zip(prompts, shown, strict=True):
+            with numbered("prompt", len(encoded), len(prompts)):
+                plain = plain_prompt(item) if batch else item
+                encoded.append(
+                    self._encoder.encode(
+                        plain, tools=tools, images=pictures, parse_special=parse_special
+                    )
+                )
         generations: list[Generation] = []
         try:
             for item in encoded:
-                generations.append(self._submitter.submit(item, params, skip_special=skip_special))
+                with numbered("prompt", len(generations), len(prompts)):
+                    generations.append(
+                        self._submitter.submit(item, params, skip_special=skip_special)
+                    )
             with progress_bar(progress) as report:
                 run_all(generations, report)
         except BaseException:

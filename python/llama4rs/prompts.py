@@ -39,6 +39,9 @@ def plain_prompt(prompt: Any) -> Any:
     Raises:
         RequestError: It is no prompt and no batch.
     """
+    from ._llama4rs import are_plain_integers
+
+    given = prompt
     if hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
     if isinstance(prompt, str):
@@ -46,10 +49,14 @@ def plain_prompt(prompt: Any) -> Any:
     if isinstance(prompt, Mapping):
         raise RequestError("a conversation is a list of messages; put this one into a list")
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-        raise RequestError(f"a prompt is {_ACCEPTED}; got {type(prompt).__name__}")
-    kinds = {_kind(item) for item in prompt}
+        raise RequestError(f"a prompt is {_ACCEPTED}; got {type(given).__name__}")
+    if are_plain_integers(prompt):
+        return prompt
+    # One of each type: there may be millions of tokens.
+    items = dict(zip(map(type, prompt), prompt, strict=True)).values()
+    kinds = {_kind(item) for item in items}
     if len(kinds) > 1 or "other" in kinds:
-        names = sorted({type(item).__name__ for item in prompt})
+        names = sorted({type(item).__name__ for item in items})
         raise RequestError(f"a prompt is {_ACCEPTED}; got a list of {' and '.join(names)}")
     return prompt
 
@@ -92,8 +99,8 @@ def _kind(item: object) -> str:
         return "message"
     if isinstance(item, bool):
         return "other"
+    if isinstance(item, Sequence) or getattr(item, "ndim", None):
+        return "prompt"
     if hasattr(item, "__index__"):
         return "id"
-    if isinstance(item, (str, Sequence)) or hasattr(item, "tolist"):
-        return "prompt"
     return "other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ __all__ = ["SessionFiles", "SessionInfo", "SessionState", "check_name", "model_s
 _MAGIC = b"llama4rs session 1\n"
 _SUFFIX = ".session"
 _TEMPORARY = ".writing-"
+_LOCK = ".lock"
 _STALE_SECONDS = 3600
 # What this becomes tells one tokenizer from another.
 _PROBE = "The quick brown fox, 1234567.89 — Übermut; Привет, 世界 \n\n\t def f(x): return x**2"
@@ -127,9 +129,12 @@ class SessionFiles:
             SessionError: The file, or an image of it, is damaged, or the session another model's.
         """
         path = self._path(name)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+        with self._locked(fcntl.LOCK_SH):
+            return self._load(name, path)
+
+    def _load(self, name: str, path: Path) -> SessionState | None:
+        data = _content(path)
+        if data is None:
             return None
         head, body = _parse(path, data)
         if head["model"] != self._model:
@@ -152,12 +157,17 @@ class SessionFiles:
         """
         for folder in (self._folder, self._images):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked(fcntl.LOCK_SH):
+            self._save(name, state)
+
+    def _save(self, name: str, state: SessionState) -> None:
         images = []
         for rows in state.features:
             content = rows.astype("<f4", copy=False).tobytes()
             images.append(hashlib.sha256(content).hexdigest())
-            if not (self._images / images[-1]).exists():
-                _write(self._images / images[-1], content)
+            path = self._images / images[-1]
+            if _content(path) != content:  # it may be there, and damaged
+                _write(path, content)
         head = {
             "name": name,
             "model": self._model,
@@ -179,6 +189,10 @@ class SessionFiles:
 
     def delete(self, name: str) -> bool:
         """Removes a session and the images that no other session has; False if there was none."""
+        with self._locked(fcntl.LOCK_EX):
+            return self._delete(name)
+
+    def _delete(self, name: str) -> bool:
         try:
             self._path(name).unlink()
         except FileNotFoundError:
@@ -201,8 +215,8 @@ class SessionFiles:
                 found.append(SessionInfo(name, 0, size, saved, "the file is damaged"))
                 continue
             for digest in set(head["images"]):
-                image = self._images / digest
-                size += image.stat().st_size if image.exists() else 0
+                with suppress(FileNotFoundError):
+                    size += (self._images / digest).stat().st_size
             known = self._model in (None, head["model"])
             problem = None if known else "made with another model"
             found.append(SessionInfo(name, head["tokens"], size, saved, problem))
@@ -221,6 +235,27 @@ class SessionFiles:
                 head = None
             yield path, saved, len(data), head
 
+    @contextmanager
+    def _locked(self, operation: int) -> Iterator[None]:
+        """Whoever removes images is alone: until a session is written, nothing names its images.
+
+        Nothing is locked where files or locks cannot be had: in a directory that is not there or
+        that may not be written, on some network file systems.
+        """
+        try:
+            handle = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            yield
+            return
+        try:
+            with suppress(OSError):
+                fcntl.flock(handle, operation)
+            yield
+        finally:
+            with suppress(OSError):  # a process that was forked meanwhile would keep the lock
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
+
     def _path(self, name: str) -> Path:
         return self._folder / f"{check_name(name)}{_SUFFIX}"
 
@@ -228,10 +263,7 @@ class SessionFiles:
         import numpy as np
 
         path = self._images / digest
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            content = b""
+        content = _content(path) or b""
         width = 4 * self._hidden_size
         if hashlib.sha256(content).hexdigest() != digest or len(content) % width:
             raise SessionError(
@@ -253,6 +285,14 @@ def _parse(path: Path, data: bytes) -> tuple[dict[str, Any], bytes]:
     line, _, body = rest.partition(b"\n")
     head: dict[str, Any] = json.loads(line)
     return head, body
+
+
+def _content(path: Path) -> bytes | None:
+    """All of a file; None if there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,7 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError, ImageError, RequestError, TokenizerError, option_errors
+from .errors import (
+    CheckpointError,
+    ImageError,
+    RequestError,
+    TokenizerError,
+    numbered,
+    option_errors,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +127,7 @@ class PromptImages:
             return
         # Both occur in an image that is expanded.
         marks = {self._tokenizer.special_tokens.get("<|image|>"), self._config_id("image")}
-        if any(token in marks for token in token_ids):
+        if not marks.isdisjoint(token_ids):
             raise ImageError(
                 "the prompt has <|image|> or <|patch|> tokens and no images\n"
                 "hint: give images=[...], or parse_special=False if that is mere text"
@@ -161,13 +168,9 @@ class PromptImages:
         """An image's plan and its tiles. The decoded picture is gone afterwards."""
         from .images import plan_image, preprocess
 
-        try:
+        with numbered("image", index, num_images):
             picture = self._loaded(source)
             return plan_image(*picture.size, self._settings), preprocess(picture, self._settings)
-        except ImageError as error:
-            if num_images == 1:
-                raise
-            raise ImageError(f"image {index + 1} of {num_images}: {error}") from error
 
     def _loaded(self, source: ImageSource) -> Image.Image:
         from .images import load_image

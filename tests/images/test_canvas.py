@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,16 @@ def test_published_token_counts(width: int, height: int) -> None:
 def test_nothing_to_see(width: int, height: int) -> None:
     with pytest.raises(ImageError, match="nothing to see"):
         plan_canvas(width, height)
+
+
+@pytest.mark.parametrize(
+    "side", ["a", None, True, 5.0, float("nan"), [84], 1 << 31, 10**5000, -(10**400)], ids=type
+)
+def test_sides_that_are_no_numbers_of_pixels(side: Any) -> None:
+    for name, size in (("width", (side, 5)), ("height", (5, side))):
+        with pytest.raises(ImageError, match=f"the {name} of an image is a whole number of pixels"):
+            plan_image(*size)
+    assert plan_image(np.int64(84), 84) == plan_image(84, 84)
 
 
 # ----------------------------------------------------------------------------------- ImageConfig

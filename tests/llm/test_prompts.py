@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from array import array
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,6 +75,27 @@ def test_batch_is_a_list_of_any_prompts(llm: Llama4) -> None:
     assert llm.generate([]) == []
 
 
+def test_arrays_are_lists(llm: Llama4) -> None:
+    for batch in (np.array([[10], [10]]), [np.array([10]), np.array([10])], [array("I", [10])] * 2):
+        assert [output.text for output in llm.generate(batch, temperature=0)] == [SCRIPT] * 2
+
+
+def test_a_million_tokens_are_looked_at_in_no_time(llm: Llama4) -> None:
+    token_ids = [1000 + number for number in range(1_000_000)]
+
+    def refused() -> None:
+        with pytest.raises(RequestError, match="the prompt has 1000000 tokens and the context"):
+            llm.stream(token_ids)
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.thread_time()
+        work()
+        return time.thread_time() - began
+
+    looking = min(seconds(refused) for _ in range(5))
+    assert looking < min(seconds(lambda: [int(token) for token in token_ids]) for _ in range(5))
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
@@ -83,9 +107,15 @@ def test_batch_is_a_list_of_any_prompts(llm: Llama4) -> None:
         ({"role": "user"}, "list of messages"),
         ([[]], "empty"),
         ([["a"]], "batch"),
-        ([-1], "token id -1 is outside of the vocabulary"),
+        ([5, -1], "token id -1 is outside of the vocabulary (prompt[1])"),
+        ([[1], [5, -1]], "prompt 2 of 2: token id -1 is outside of the vocabulary (prompt[1])"),
+        (["a", "b", [VOCAB]], f"prompt 3 of 3: token id {VOCAB}"),
+        (["a", [1.5]], "prompt 2 of 2: a prompt is a string"),
         ([VOCAB], str(VOCAB)),
         ([1 << 70], f"token id {1 << 70} is outside of the vocabulary"),
+        ([10**5000], "token id a value of type int is outside of the vocabulary"),
+        ([np.array([1, 2]), 3], "int and ndarray"),
+        (np.array(3), "got ndarray"),
     ],
 )
 def test_bad_prompts_are_request_errors(llm: Llama4, prompt: Any, words: str) -> None:
@@ -95,6 +125,10 @@ def test_bad_prompts_are_request_errors(llm: Llama4, prompt: Any, words: str) ->
 
 
 def test_bad_conversations(llm: Llama4) -> None:
+    with pytest.raises(ChatTemplateError, match=r"prompt 2 of 2: messages\[0\] has the unknown ro"):
+        llm.generate([[{"role": "user", "content": "hi"}], [{"role": "nobody"}]])
+    with pytest.raises(ChatTemplateError, match=r"tools\[0\] names no function"):
+        llm.chat("hi", tools=[{}])
     with pytest.raises(ChatTemplateError, match="role"):
         llm.chat([{"content": "hi"}])
     with pytest.raises(RequestError, match="use generate"):

@@ -13,7 +13,7 @@ use llama4rs_kv_cache::{PoolKind, PAGE_TOKENS};
 use llama4rs_model::{kv_layout, Llama4, VisionModel};
 use llama4rs_tensor::{KvDtype, PageForm, VisionBackend, WeightFormat};
 use numpy::{PyArray2, PyReadonlyArray2, PyReadonlyArray4, PyUntypedArrayMethods};
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -24,6 +24,7 @@ use crate::errors;
 use crate::guard::{detached, Signals};
 use crate::progress;
 use crate::request::Request;
+use crate::token_ids::{some_token_ids, token_ids};
 
 /// Prompt tokens per step on the CPU: enough to fill the matrix kernels, short enough to interrupt.
 const STEP_TOKENS: usize = 512;
@@ -260,21 +261,6 @@ fn parse_arithmetic(name: Option<&str>) -> PyResult<Arithmetic> {
             PyValueError::new_err(format!("arithmetic must be \"fast\" or \"exact\", got {name:?}"))
         })
     })
-}
-
-/// A list of token ids, or an error that says what such a number is.
-fn token_ids(list: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    list.extract().map_err(|error: PyErr| {
-        match error.is_instance_of::<PyOverflowError>(list.py()) {
-            true => PyValueError::new_err("a token id is a number from 0 to 2^32 - 1"),
-            false => error,
-        }
-    })
-}
-
-/// As [`token_ids`], or none.
-fn some_token_ids(list: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
-    (!list.is_none()).then(|| token_ids(list)).transpose()
 }
 
 fn positive(name: &str, value: Option<usize>) -> PyResult<()> {

@@ -16,6 +16,7 @@ mod plan;
 mod probe;
 mod progress;
 mod request;
+mod token_ids;
 
 /// The compiled core of llama4rs.
 #[pyo3::pymodule(gil_used = true)]
@@ -39,6 +40,8 @@ mod _llama4rs {
     use super::probe::{attention_seconds, matmul_seconds};
     #[pymodule_export]
     use super::request::{Event, Request};
+    #[pymodule_export]
+    use super::token_ids::are_plain_integers;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

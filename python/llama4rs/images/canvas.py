@@ -16,11 +16,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ImageError
+from ..counts import is_count
+from ..errors import ImageError, shown
 
 __all__ = ["Canvas", "plan_canvas"]
 
 _Scale: TypeAlias = "np.float32 | np.float64"
+
+# A float32 holds more, and no picture has more.
+_MOST_PIXELS = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,19 @@ def plan_canvas(
         resize_to_max_canvas: Enlarge as far as possible.
 
     Raises:
-        ImageError: The picture has no pixels.
+        ImageError: The picture has no pixels, or a side that is no whole number.
 
     >>> plan_canvas(500, 120)
     Canvas(rows=1, cols=2, resized_width=500, resized_height=120)
     >>> plan_canvas(3000, 700).num_tiles
     17
     """
+    for side, pixels in (("width", width), ("height", height)):
+        if not is_count(pixels, -_MOST_PIXELS, _MOST_PIXELS):
+            raise ImageError(
+                f"the {side} of an image is a whole number of pixels, got {shown(pixels)}"
+            )
+    width, height = int(width), int(height)
     if width < 1 or height < 1:
         raise ImageError(f"an image of {width} x {height} pixels has nothing to see")
     rows, cols = _grids(max_tiles)

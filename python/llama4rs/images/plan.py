@@ -52,7 +52,7 @@ def plan_image(width: int, height: int, config: ImageConfig | None = None) -> Im
     """The plan for an image of ``width`` x ``height`` pixels; by default for Scout or Maverick.
 
     Raises:
-        ImageError: The image has no pixels.
+        ImageError: The image has no pixels, or a side that is no whole number.
 
     >>> plan = plan_image(512, 512)
     >>> plan.num_tiles, plan.num_tokens
@@ -66,4 +66,4 @@ def plan_image(width: int, height: int, config: ImageConfig | None = None) -> Im
         tile_size=config.tile_size,
         resize_to_max_canvas=config.resize_to_max_canvas,
     )
-    return ImagePlan(width, height, canvas, config.tokens_per_tile)
+    return ImagePlan(int(width), int(height), canvas, config.tokens_per_tile)

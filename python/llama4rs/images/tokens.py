@@ -102,7 +102,7 @@ def check_places(token_ids: Sequence[int], num_images: int, ids: ImageTokens) ->
     Raises:
         ImageError: It has not.
     """
-    num_places = sum(token == ids.image for token in token_ids)
+    num_places = token_ids.count(ids.image)
     if num_places != num_images:
         raise ImageError(
             f"{_count(num_images, 'image')} for {_count(num_places, '<|image|> placeholder')} "
@@ -116,7 +116,7 @@ def check_patches(token_ids: Sequence[int], plans: Sequence[ImagePlan], ids: Ima
     Raises:
         ImageError: It has not.
     """
-    num_places = sum(token == ids.patch for token in token_ids)
+    num_places = token_ids.count(ids.patch)
     num_features = sum(plan.num_patch_tokens for plan in plans)
     if num_places != num_features:
         raise ImageError(
