@@ -47,7 +47,8 @@
 //!
 //! `llama4rs_sim_counters` gives, for each kernel, instructions, bytes, 32-byte sectors
 //! and wavefronts of shared memory; `llama4rs_sim_calls` how often each function of the driver
-//! was called. `llama4rs_sim_fail` lets the next calls of one fail.
+//! was called. `llama4rs_sim_fail` lets the next calls of one fail, `llama4rs_sim_skip_kernels` lets launches
+//! do nothing.
 //!
 //! # What it cannot show
 //!

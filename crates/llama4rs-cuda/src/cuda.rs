@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::Result;
 
+use crate::arguments::Arguments;
 use crate::gpu::Gpu;
 use crate::kernels::KernelSource;
 use crate::memory::Buffer;
-use crate::module::Argument;
 use crate::ops::residual::MOST_WIDTH;
 use crate::upload::Uploads;
 use crate::DeviceInfo;
@@ -37,7 +37,7 @@ pub struct Cuda {
 
 /// How a kernel is compiled and launched.
 pub(crate) struct Launch<'a> {
-    pub source: &'a KernelSource,
+    pub source: &'static KernelSource,
     pub kernel: &'static str,
     pub constants: &'a [(&'static str, u32)],
     /// Bytes of dynamic shared memory.
@@ -100,14 +100,12 @@ impl Cuda {
         self.gpu.synchronize()
     }
 
-    /// Queues a kernel, compiling it when it is new.
-    pub(crate) fn launch(&self, launch: Launch<'_>, arguments: &[Argument]) -> Result<()> {
-        let Launch { source, kernel, constants, shared, blocks, threads } = launch;
-        if blocks.contains(&0) {
-            return Ok(());
+    /// Queues a kernel.
+    pub(crate) fn launch(&self, launch: Launch<'_>, arguments: &impl Arguments) -> Result<()> {
+        match launch.blocks.contains(&0) {
+            true => Ok(()),
+            false => self.gpu.launch(&launch, arguments.packed()),
         }
-        let kernel = self.gpu.library.kernel(&self.gpu, source, kernel, constants, shared)?;
-        self.gpu.launch(kernel, blocks, threads, arguments)
     }
 
     /// A list on the device, where it lasts until the next step begins. `name` says which of a step's

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{PackedMatrix, Result, WeightFormat};
 
+use crate::arguments::{arguments, Arguments};
 use crate::cuda::{Cuda, Launch};
 use crate::gpu::Gpu;
 use crate::kernels::{EMBED_FRAGMENTS, REPACK};
 use crate::memory::Buffer;
-use crate::module::{arguments, Argument};
 use crate::tensor::{Matrix, Tensor};
 use crate::upload::upload_in_pieces;
 
@@ -115,7 +115,12 @@ impl Cuda {
         Ok(Some(Matrix { format, stack, rows, cols, panels, fragments: Some(fragments) }))
     }
 
-    fn launch_repack(&self, kernel: &'static str, threads: usize, all: &[Argument]) -> Result<()> {
+    fn launch_repack(
+        &self,
+        kernel: &'static str,
+        threads: usize,
+        all: &impl Arguments,
+    ) -> Result<()> {
         let launch = Launch {
             source: &REPACK,
             kernel,

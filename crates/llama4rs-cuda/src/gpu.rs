@@ -1,6 +1,7 @@
 //! One opened device: its context, its stream, what was loaded onto it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 use llama4rs_tensor::Result;
@@ -23,7 +24,10 @@ pub(crate) struct Gpu {
     capture_stream: sys::CUstream,
     pub free: Mutex<FreeMemory>,
     pub staging: Mutex<Option<Staging>>,
-    pub steps: Mutex<Steps>,
+    /// `None` while a thread has a step under way.
+    pub steps: Mutex<Option<Box<Steps>>>,
+    /// Memory that lasts has moved since graphs were last used.
+    pub memory_moved: AtomicBool,
     pub library: Library,
 }
 
@@ -81,7 +85,8 @@ impl Gpu {
             capture_stream,
             free: Mutex::default(),
             staging: Mutex::default(),
-            steps: Mutex::default(),
+            steps: Mutex::new(Some(Box::default())),
+            memory_moved: AtomicBool::new(false),
             library: Library::new(nvrtc, architecture),
         }))
     }
@@ -100,6 +105,11 @@ impl Gpu {
     /// A stream to capture graphs with.
     pub fn capture_stream(&self) -> sys::CUstream {
         self.capture_stream
+    }
+
+    /// Memory that nobody uses.
+    pub fn free_memory(&self) -> MutexGuard<'_, FreeMemory> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Free and total bytes of the device's memory.

@@ -1,73 +1,13 @@
-//! Launches that wait for each other: recorded, compared with earlier ones, made into CUDA graphs.
-
-use std::ffi::c_void;
-use std::ops::Range;
+//! Recordings that come again, made into CUDA graphs.
 
 use cudarc::driver::{result, sys};
 use llama4rs_tensor::{Error, Result};
 
+use crate::arguments::Packed;
+use crate::cuda::Launch;
 use crate::error::During;
 use crate::gpu::Gpu;
-use crate::module::{Argument, Kernel};
-
-/// Launches in order, with the bytes of their arguments.
-#[derive(Default, PartialEq)]
-pub(crate) struct Recording {
-    launches: Vec<Recorded>,
-    /// Where each argument begins in `words`.
-    arguments: Vec<u32>,
-    words: Vec<u64>,
-}
-
-#[derive(PartialEq)]
-struct Recorded {
-    kernel: Kernel,
-    blocks: [usize; 3],
-    threads: u32,
-    arguments: Range<usize>,
-}
-
-impl Recording {
-    pub fn clear(&mut self) {
-        self.launches.clear();
-        self.arguments.clear();
-        self.words.clear();
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.launches.is_empty()
-    }
-
-    pub fn push(
-        &mut self,
-        kernel: Kernel,
-        blocks: [usize; 3],
-        threads: u32,
-        arguments: &[Argument],
-    ) {
-        let first = self.arguments.len();
-        for argument in arguments {
-            self.arguments.push(self.words.len() as u32);
-            self.words.extend_from_slice(argument.words());
-        }
-        let arguments = first..self.arguments.len();
-        self.launches.push(Recorded { kernel, blocks, threads, arguments });
-    }
-
-    /// Queues all launches on a stream.
-    pub fn submit(&self, gpu: &Gpu, stream: sys::CUstream) -> Result<()> {
-        let mut pointers: Vec<*mut c_void> = Vec::new();
-        self.launches.iter().try_for_each(|launch| {
-            pointers.clear();
-            pointers.extend(
-                self.arguments[launch.arguments.clone()]
-                    .iter()
-                    .map(|&at| std::ptr::from_ref(&self.words[at as usize]).cast_mut().cast()),
-            );
-            launch.kernel.launch_on(gpu, stream, launch.blocks, launch.threads, &mut pointers)
-        })
-    }
-}
+use crate::recording::{Place, Recording};
 
 /// A graph that can be launched.
 pub(crate) struct Executable(sys::CUgraphExec);
@@ -127,29 +67,76 @@ impl Drop for Executable {
 const MOST_GRAPHS: usize = 64;
 const MOST_CANDIDATES: usize = 8;
 
-/// Recent steps, the last one first, and the graphs of those that came twice.
+/// The launches of a step, and those of recent ones, the last one first, with the graphs of those that
+/// came twice.
 ///
-/// A graph is launched only for a recording that equals its own, so it does
-/// exactly what the launches one by one would do.
+/// As long as a step's launches are those of an earlier one, they are compared and not written down. A
+/// graph is launched only for a step whose launches equal its own, so it does exactly what they would
+/// do one by one.
 #[derive(Default)]
 pub(crate) struct Graphs {
+    /// The launches so far, unless an earlier step is followed.
+    recording: Recording,
+    /// The earlier step that has had the same launches so far, up to this place.
+    followed: Option<(usize, Place)>,
     steps: Vec<(Recording, Option<Executable>)>,
     /// May be under way still.
     retired: Vec<Executable>,
 }
 
 impl Graphs {
-    /// Submits `recording`, as a graph if it came before, and leaves another to be filled in its place.
+    /// Begins a step.
+    pub fn begin(&mut self) {
+        self.recording.clear();
+        self.followed = (!self.steps.is_empty()).then(|| (0, Place::default()));
+    }
+
+    /// The next launch of the step.
+    pub fn push(&mut self, launch: &Launch<'_>, arguments: Packed<'_>) {
+        let Some((known, place)) = self.followed else {
+            return self.recording.push(launch, arguments);
+        };
+        if let Some(next) = self.steps[known].0.follow(place, launch, arguments) {
+            self.followed = Some((known, next));
+            return;
+        }
+        self.write_down();
+        self.recording.push(launch, arguments);
+        let begins = |(step, _): &(Recording, _)| step.begins_with(&self.recording);
+        if let Some(known) = self.steps.iter().position(begins) {
+            self.followed = Some((known, self.recording.end()));
+        }
+    }
+
+    /// The launches so far as a recording of their own.
+    fn write_down(&mut self) {
+        if let Some((known, place)) = self.followed.take() {
+            self.recording.copy(&self.steps[known].0, place);
+        }
+    }
+
+    /// Whether the step has no launches.
+    pub fn is_empty(&self) -> bool {
+        match self.followed {
+            Some((_, place)) => place == Place::default(),
+            None => self.recording.is_empty(),
+        }
+    }
+
+    /// Submits the launches so far, launch by launch. Those to come are a recording of their own.
+    pub fn cut(&mut self, gpu: &Gpu) -> Result<()> {
+        self.write_down();
+        let outcome = self.recording.submit(gpu, gpu.stream());
+        self.recording.clear();
+        outcome
+    }
+
+    /// Submits the step, as a graph if it came before.
     /// An error of a capture is `failed`'s; the launches are then queued one by one.
-    pub fn submit(
-        &mut self,
-        gpu: &Gpu,
-        recording: &mut Recording,
-        failed: &mut dyn FnMut(Error),
-    ) -> Result<()> {
-        let Some(known) = self.steps.iter().position(|(known, _)| known == recording) else {
-            recording.submit(gpu, gpu.stream())?;
-            self.remember(std::mem::take(recording));
+    pub fn submit(&mut self, gpu: &Gpu, failed: &mut dyn FnMut(Error)) -> Result<()> {
+        let Some(known) = self.known() else {
+            self.recording.submit(gpu, gpu.stream())?;
+            self.remember();
             return Ok(());
         };
         self.steps[..=known].rotate_right(1);
@@ -167,9 +154,20 @@ impl Graphs {
         }
     }
 
-    /// The oldest make room.
-    fn remember(&mut self, recording: Recording) {
-        self.steps.insert(0, (recording, None));
+    /// The earlier step that equals this one; without one this is written down.
+    fn known(&mut self) -> Option<usize> {
+        if let Some((known, place)) = self.followed {
+            if self.steps[known].0.end() == place {
+                return Some(known);
+            }
+        }
+        self.write_down();
+        self.steps.iter().position(|(step, _)| *step == self.recording)
+    }
+
+    /// Keeps the recording; the oldest make room.
+    fn remember(&mut self) {
+        self.steps.insert(0, (std::mem::take(&mut self.recording), None));
         let candidate = |(_, graph): &(Recording, Option<Executable>)| graph.is_none();
         if self.steps.iter().filter(|step| candidate(step)).count() > MOST_CANDIDATES {
             if let Some(oldest) = self.steps.iter().rposition(candidate) {
@@ -181,8 +179,9 @@ impl Graphs {
         }
     }
 
-    /// Forgets everything: what it was recorded with is no longer there.
+    /// Forgets earlier steps: what they were recorded with is no longer there.
     pub fn forget(&mut self) {
+        self.write_down();
         self.retired.extend(self.steps.drain(..).filter_map(|(_, graph)| graph));
     }
 
@@ -194,5 +193,66 @@ impl Graphs {
     /// Gives forgotten graphs back; the stream must have finished.
     pub fn destroy_retired(&mut self) {
         self.retired.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::arguments::{Arguments, List};
+    use crate::kernels::{NORM, ROWS};
+
+    /// One of few launches, each of which differs from the others in something.
+    fn push(graphs: &mut Graphs, which: usize) {
+        let value = |bit: usize| which >> bit & 1;
+        let constants = [("A", value(2) as u32), ("B", 1)];
+        let launch = Launch {
+            source: if value(0) == 0 { &ROWS } else { &NORM },
+            kernel: if value(1) == 0 { "one" } else { "other" },
+            constants: &constants[..1 + value(3)],
+            shared: value(4),
+            blocks: [1, 1, 1 + value(5)],
+            threads: 32,
+        };
+        let mut all = List::new();
+        let added = all.push(5u64).and_then(|()| all.push(value(6) as u64));
+        assert!(added.is_ok());
+        graphs.push(&launch, all.packed());
+    }
+
+    proptest! {
+        #[test]
+        fn equal_steps_are_found_and_others_are_not(
+            steps in prop::collection::vec(prop::collection::vec(0usize..3, 0..6), 1..40),
+            bit in 0usize..7,
+            forgets in prop::collection::vec(prop::bool::weighted(0.02), 200),
+        ) {
+            let (mut graphs, mut forgets) = (Graphs::default(), forgets.into_iter());
+            let mut remembered: Vec<Vec<usize>> = Vec::new();
+            for step in steps {
+                let launches: Vec<usize> = step.iter().map(|&which| which << bit & 127).collect();
+                graphs.begin();
+                for &which in &launches {
+                    if forgets.next().unwrap_or(false) {
+                        graphs.forget();
+                        remembered.clear();
+                    }
+                    push(&mut graphs, which);
+                }
+                prop_assert_eq!(graphs.is_empty(), launches.is_empty());
+                match graphs.known() {
+                    Some(known) => prop_assert_eq!(&remembered[known], &launches),
+                    None => {
+                        prop_assert!(!remembered.contains(&launches));
+                        graphs.remember();
+                        remembered.insert(0, launches);
+                        // As in `remember`: none has a graph.
+                        remembered.truncate(MOST_CANDIDATES);
+                    }
+                }
+            }
+        }
     }
 }

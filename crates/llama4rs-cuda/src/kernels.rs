@@ -28,7 +28,7 @@ pub struct KernelSource {
 /// Files of `kernels/`, each with its headers and the constants that its examples are compiled with.
 macro_rules! sources {
     ($($constant:ident = $name:literal $(after [$($header:literal),*])?, $examples:expr;)*) => {
-        $(pub(crate) const $constant: KernelSource = KernelSource {
+        $(pub(crate) static $constant: KernelSource = KernelSource {
             name: $name,
             headers: &[$($(($header, include_str!(concat!("../kernels/", $header)))),*)?],
             text: include_str!(concat!("../kernels/", $name)),
@@ -36,8 +36,9 @@ macro_rules! sources {
         };)*
 
         /// Every file of kernels.
-        pub fn all_kernels() -> &'static [KernelSource] {
-            &[$($constant),*]
+        pub fn all_kernels() -> &'static [&'static KernelSource] {
+            static ALL: &[&KernelSource] = &[$(&$constant),*];
+            ALL
         }
     };
 }

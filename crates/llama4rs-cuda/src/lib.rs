@@ -15,6 +15,7 @@
 //! launched before, and memory that is given back is reused in that order. The
 //! launches of a small step wait in `step` and go to the stream as one `graph`.
 
+mod arguments;
 mod backend;
 mod binaries;
 mod cuda;
@@ -30,6 +31,8 @@ mod memory;
 mod module;
 pub mod nvrtc;
 mod ops;
+mod recording;
+mod regions;
 pub mod resources;
 mod step;
 mod tensor;

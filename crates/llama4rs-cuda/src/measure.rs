@@ -8,6 +8,7 @@ use llama4rs_tensor::{
     Backend, Draw, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Result, WeightFormat,
 };
 
+use crate::arguments::arguments;
 use crate::cuda::{Cuda, Launch};
 use crate::error::During;
 use crate::fragments::Fragments;
@@ -15,7 +16,6 @@ use crate::graph::Executable;
 use crate::kernels::FILL;
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
 use crate::memory::Buffer;
-use crate::module::arguments;
 use crate::tensor::{Matrix, Routing, Tensor, Vector};
 
 /// More than any cache of a device.

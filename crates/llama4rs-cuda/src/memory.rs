@@ -124,8 +124,8 @@ impl<T: Plain> Buffer<T> {
         let size = std::mem::size_of::<T>();
         let fits = |bytes: &usize| *bytes <= isize::MAX as usize / 2;
         let bytes = len.checked_mul(size).filter(fits);
-        let refused = Error::OutOfMemory { what, bytes: len.saturating_mul(size) };
-        bytes.map(rounded).ok_or(refused)
+        let refused = || Error::OutOfMemory { what, bytes: len.saturating_mul(size) };
+        bytes.map(rounded).ok_or_else(refused)
     }
 
     /// A copy of `values`, queued; the values may be forgotten afterwards.
@@ -226,15 +226,14 @@ impl Gpu {
     /// `bytes` bytes of memory, of those that were given back or of the driver's.
     pub fn allocate(&self, bytes: usize, what: &'static str) -> Result<CUdeviceptr> {
         self.bind()?;
-        let free = || self.free.lock().unwrap_or_else(|p| p.into_inner());
-        if let Some(address) = free().take(bytes) {
+        if let Some(address) = self.free_memory().take(bytes) {
             return Ok(address);
         }
         let address = match allocate(bytes) {
             Err(error) if is_out_of_memory(error) => {
                 // What other sizes keep may be enough.
                 self.synchronize()?;
-                free().release();
+                self.free_memory().release();
                 allocate(bytes)
             }
             outcome => outcome,
@@ -258,10 +257,10 @@ unsafe impl Send for Pinned {}
 impl Pinned {
     /// `bytes` zeros. A context is current, here and when it is dropped.
     pub fn new(bytes: usize) -> Result<Self> {
-        let refused = Error::OutOfMemory { what: "pinned memory", bytes };
+        let refused = |_| Error::OutOfMemory { what: "pinned memory", bytes };
         // SAFETY: a context is current; freed in `drop`, cleared before anybody reads it.
         unsafe {
-            let memory = result::malloc_host(bytes, 0).map_err(|_| refused)?;
+            let memory = result::malloc_host(bytes, 0).map_err(refused)?;
             std::ptr::write_bytes(memory.cast::<u8>(), 0, bytes);
             Ok(Self { memory, bytes })
         }

@@ -147,8 +147,8 @@ impl Tensor {
     /// Takes a new shape; the values are then anything.
     pub(crate) fn resize(&mut self, gpu: &Arc<Gpu>, rows: usize, cols: usize) -> Result<()> {
         self.end_norm();
-        let refused = Error::OutOfMemory { what: "activations", bytes: usize::MAX };
-        let len = rows.checked_mul(cols).ok_or(refused)?;
+        let refused = || Error::OutOfMemory { what: "activations", bytes: usize::MAX };
+        let len = rows.checked_mul(cols).ok_or_else(refused)?;
         if self.values.as_ref().map_or(0, Buffer::len) < len {
             // The old memory is free for the new.
             if self.values.take().is_some() {

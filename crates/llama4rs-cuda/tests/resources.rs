@@ -41,7 +41,7 @@ fn compile(nvrtc: &Nvrtc, (source, constants, architecture): Job<'_>) -> Vec<(St
 fn full_report(nvrtc: &Nvrtc) -> Report {
     let examples = all_kernels()
         .iter()
-        .flat_map(|source| source.examples.iter().map(move |constants| (source, *constants)));
+        .flat_map(|&source| source.examples.iter().map(move |constants| (source, *constants)));
     let jobs: Vec<Job<'_>> = examples
         .flat_map(|(source, constants)| ARCHITECTURES.map(|name| (source, constants, name)))
         .collect();

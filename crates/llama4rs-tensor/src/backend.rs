@@ -123,8 +123,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Runs the operations of one step of `rows` rows. A device may queue them until `run` returns,
     /// and submit them as one. What is [uploaded](Self::upload) and [routed](Self::route) meanwhile lasts
-    /// until the next step begins; [spans](Self::attend) that come again with the same address are the
-    /// same. After an error nothing of it needs to have been computed.
+    /// until the next step begins; [spans](Self::attend) and [slots](Self::place) that come again with the same
+    /// address are the same. After an error nothing of it needs to have been computed.
     fn step<T, E: From<Error>>(
         &self,
         rows: usize,

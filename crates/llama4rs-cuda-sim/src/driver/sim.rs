@@ -1,6 +1,7 @@
 //! What only this driver offers: reports, counts, failures on demand.
 
 use std::ffi::{c_char, c_int, c_uint, CStr};
+use std::sync::atomic::Ordering;
 
 use super::state::driver;
 use super::{calls, put_text};
@@ -76,4 +77,12 @@ pub extern "C" fn llama4rs_sim_reset_counters() {
 #[no_mangle]
 pub extern "C" fn llama4rs_sim_live_allocations() -> usize {
     driver().map_or(0, |d| d.memory.live_buffers().len())
+}
+
+/// From now on launches do nothing (1), or run (0): to measure what is around them.
+#[no_mangle]
+pub extern "C" fn llama4rs_sim_skip_kernels(skip: c_int) {
+    if let Ok(driver) = driver() {
+        driver.skips_kernels.store(skip != 0, Ordering::Relaxed);
+    }
 }

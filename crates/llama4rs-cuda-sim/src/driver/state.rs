@@ -132,6 +132,8 @@ pub struct Driver {
     pub retained: AtomicU64,
     /// Held while something runs on the device.
     pub busy: Mutex<()>,
+    /// Whether launches do nothing.
+    pub skips_kernels: AtomicBool,
     /// Host allocations and their sizes.
     pub host: Mutex<HashMap<u64, usize>>,
     reports: Mutex<Vec<String>>,
@@ -204,6 +206,7 @@ impl Driver {
             executables: Table::new(),
             retained: AtomicU64::new(0),
             busy: Mutex::new(()),
+            skips_kernels: AtomicBool::new(false),
             host: Mutex::new(HashMap::new()),
             reports: Mutex::new(Vec::new()),
             counts: Mutex::new(BTreeMap::new()),

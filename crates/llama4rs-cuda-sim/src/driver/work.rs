@@ -1,6 +1,7 @@
 //! What streams carry: launches, copies, fills, calls of the host.
 
 use std::ffi::c_void;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -159,6 +160,9 @@ impl Driver {
     }
 
     fn run_launch(&self, l: &Launch) -> Answer {
+        if self.skips_kernels.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let env = Env {
             kernel: &l.function.kernel,
             grid: l.grid,

@@ -3,11 +3,11 @@
 use llama4rs_tensor::{Error, KvSpan, PageForm, Result};
 
 use super::kv_pages::{address_of, dtype_constants, words};
+use crate::arguments::arguments;
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::ATTENTION_EXACT;
 use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
-use crate::module::arguments;
 use crate::tensor::Tensor;
 
 const THREADS: u32 = 128;

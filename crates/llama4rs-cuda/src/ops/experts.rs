@@ -6,10 +6,10 @@
 use llama4rs_tensor::{Error, ExpertWeights, Result};
 
 use super::matmul::{tile_for, Tiles};
+use crate::arguments::{arguments, Arguments};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{EXPERTS, ROWS};
 use crate::memory::Buffer;
-use crate::module::{arguments, Argument};
 use crate::tensor::{Matrix, Routing, Tensor};
 
 /// Experts that `sort_entries` has room for.
@@ -23,7 +23,7 @@ impl Cuda {
         kernel: &'static str,
         blocks: usize,
         threads: u32,
-        arguments: &[Argument],
+        arguments: &impl Arguments,
     ) -> Result<()> {
         let blocks = [blocks, 1, 1];
         let source = &EXPERTS;

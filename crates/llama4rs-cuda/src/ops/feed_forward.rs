@@ -6,10 +6,10 @@ use super::products::{Finish, Input, Job, Routed};
 use super::residual::{is_wide_enough, Mixture};
 use super::router::{TokenTiles, MOST_EXPERTS};
 use super::shapes::{Shape, MOST_DECODE_ROWS};
+use crate::arguments::arguments;
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{RESIDUAL_NORM, ROWS};
 use crate::memory::Buffer;
-use crate::module::arguments;
 use crate::tensor::{Matrix, Routing, Tensor};
 
 /// Whether [`Cuda::run_mixture_add`] takes these weights.

@@ -1,12 +1,14 @@
 //! Writing and sealing keys and values: `kv_pages.cu`.
 
+use std::sync::Arc;
+
 use llama4rs_tensor::{KvDtype, KvGeometry, PageId, Result, Slot};
 
+use crate::arguments::{arguments, Arguments};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::KV_PAGES;
 use crate::kv_pages::KvPages;
 use crate::memory::Buffer;
-use crate::module::{arguments, Argument};
 use crate::tensor::Tensor;
 
 /// Addresses as the lists of the device hold them: two words each.
@@ -32,7 +34,7 @@ impl Cuda {
         kernel: &'static str,
         blocks: [usize; 3],
         threads: u32,
-        arguments: &[Argument],
+        arguments: &impl Arguments,
     ) -> Result<()> {
         let [bf16, bits] = dtype_constants(geometry.dtype);
         let constants = [
@@ -63,12 +65,21 @@ impl Cuda {
             self.rotate_heads(&geometry, rotated.address(), values)?;
         }
         let values = if rotates { rotated.address() } else { values.address() };
-        let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
-        let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
-        let list = self.list("slots", &list)?;
+        let list = self.slots(pool, slots)?;
         let offsets = list.offset(2 * slots.len());
         let arguments = arguments![&*list, offsets, keys.address(), values, layer];
         self.launch_kv(&geometry, "write_kv", [slots.len(), 1, 1], 256, &arguments)
+    }
+
+    /// Addresses of the slots' pages, then offsets in them; all layers of a pool bring the same slots.
+    pub(crate) fn slots(&self, pool: &KvPages, slots: &[Slot]) -> Result<Arc<Buffer<u32>>> {
+        let from = [address_of(pool), slots.as_ptr() as usize, slots.len(), 0];
+        let list = self.gpu.once_a_step(from, || {
+            let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
+            let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
+            self.list("slots", &list)
+        })?;
+        Ok(Arc::clone(&list))
     }
 
     /// The Hadamard rotation of each head of `x`, to address `out`, which may be that of `x`.

@@ -3,10 +3,10 @@
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::Result;
 
+use crate::arguments::{arguments, Arguments};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::MATMUL_EXACT;
 use crate::memory::Buffer;
-use crate::module::{arguments, Argument};
 use crate::tensor::{Matrix, Tensor};
 
 /// Rows of x that one block takes; the sums do not depend on it.
@@ -73,7 +73,7 @@ impl Cuda {
         weights: &Matrix,
         tokens: usize,
         tiles: usize,
-        arguments: &[Argument],
+        arguments: &impl Arguments,
     ) -> Result<()> {
         let [format, group] = weights.constants();
         let vector = weights.cols.is_multiple_of(8) as u32;

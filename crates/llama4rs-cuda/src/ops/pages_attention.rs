@@ -7,11 +7,11 @@
 use llama4rs_tensor::{KvDtype, KvSpan, PageForm, Result};
 
 use super::kv_pages::{address_of, words};
+use crate::arguments::Structure;
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
 use crate::memory::Buffer;
-use crate::module::{Argument, AsArgument, Structure};
 use crate::tensor::Tensor;
 
 /// Pages of a split.
@@ -184,8 +184,8 @@ impl Cuda {
                          parts: u64,
                          splits: usize,
                          [ranges, range_splits]: [usize; 2]|
-         -> Result<[Argument; 1]> {
-            let fields = Structure::default()
+         -> Result<Structure> {
+            Structure::default()
                 .long(halves)
                 .long(list.offset(work.pages_at))
                 .long(list.offset(4 * first_item))
@@ -198,8 +198,7 @@ impl Cuda {
                 .size(layer)?
                 .word((scale * std::f32::consts::LOG2_E).to_bits())
                 .size(ranges)?
-                .size(range_splits)?;
-            Ok([fields.argument()?])
+                .size(range_splits)
         };
         let constants =
             [("HEAD_DIM", head_dim as u32), ("SEALED_PAGES", geometry.dtype.is_quantised() as u32)];

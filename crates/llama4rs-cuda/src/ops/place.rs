@@ -2,11 +2,10 @@
 
 use llama4rs_tensor::{KvDtype, KvGeometry, Placement, Result, Slot};
 
-use super::kv_pages::words;
+use crate::arguments::{arguments, Structure};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::ROPE_CACHE;
 use crate::kv_pages::KvPages;
-use crate::module::{arguments, Structure};
 use crate::tensor::Tensor;
 
 /// Heads of a block of `rope_cache`.
@@ -24,9 +23,7 @@ impl Cuda {
     ) -> Result<()> {
         let (rows, kv_heads) = (q.rows(), pool.geometry().num_kv_heads);
         let head_dim = placement.head_dim;
-        let pages = words(slots.iter().map(|slot| pool.address(slot.page)));
-        let list: Vec<u32> = pages.chain(slots.iter().map(|slot| slot.offset)).collect();
-        let list = self.list("slots", &list)?;
+        let list = self.slots(pool, slots)?;
         let heads = q.cols() / head_dim;
         let halves = q.halves_mut(&self.gpu)?.address();
         let all = Structure::default()

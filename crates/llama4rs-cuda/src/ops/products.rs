@@ -9,11 +9,11 @@ use llama4rs_tensor::Result;
 use super::residual::{Mixture, ResidualEnd};
 use super::router::TokenTiles;
 use super::shapes::Shape;
+use crate::arguments::{arguments, Structure};
 use crate::cuda::{Cuda, Launch};
 use crate::fragments::Fragments;
 use crate::kernels::{MATMUL_DECODE, MATMUL_TILE, RESIDUAL_NORM};
 use crate::memory::Buffer;
-use crate::module::{arguments, Structure};
 use crate::tensor::{Matrix, NormRoom, RowNorm, Tensor};
 
 /// Matrices of one launch.
@@ -162,13 +162,11 @@ impl Cuda {
         finish: Finish,
     ) -> Result<()> {
         let split = shape == Shape::Split64;
-        let slices = jobs
-            .iter()
-            .filter(|_| split)
-            .map(|job| {
-                Buffer::new(&self.gpu, SLICES * input.rows * job.weights.rows, "sums of products")
-            })
-            .collect::<Result<Vec<Buffer<f32>>>>()?;
+        let mut slices = Vec::new();
+        for job in jobs.iter().filter(|_| split) {
+            let len = SLICES * input.rows * job.weights.rows;
+            slices.push(Buffer::<f32>::new(&self.gpu, len, "sums of products")?);
+        }
         let format = jobs[0].weights.format;
         let mut arguments = Structure::default();
         let mut blocks = 0;

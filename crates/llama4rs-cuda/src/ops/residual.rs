@@ -8,9 +8,9 @@ use std::ops::Deref;
 use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{Norm, Result};
 
+use crate::arguments::{arguments, Arguments};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::RESIDUAL_NORM;
-use crate::module::{arguments, Argument};
 use crate::tensor::{NormRoom, Tensor, Vector};
 
 /// The widest rows of `residual_norm.cu`.
@@ -150,7 +150,7 @@ impl Cuda {
         kernel: &'static str,
         width: usize,
         rows: usize,
-        arguments: &[Argument],
+        arguments: &impl Arguments,
     ) -> Result<()> {
         let launch = Launch {
             source: &RESIDUAL_NORM,

@@ -4,10 +4,10 @@ use llama4rs_tensor::format::PANEL_ROWS;
 use llama4rs_tensor::{Error, Result, WeightFormat};
 
 use super::shapes::{Shape, MOST_DECODE_ROWS};
+use crate::arguments::{arguments, Arguments, Structure};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::ROUTE;
 use crate::memory::Buffer;
-use crate::module::{arguments, Argument, Structure};
 use crate::tensor::{Matrix, Routing, Tensor};
 
 /// Experts that `route.cu` has room for.
@@ -117,7 +117,7 @@ impl Cuda {
         kernel: &'static str,
         blocks: [usize; 3],
         threads: u32,
-        arguments: &[Argument],
+        arguments: &impl Arguments,
     ) -> Result<()> {
         let source = &ROUTE;
         let launch = Launch { source, kernel, constants: &[], shared: 0, blocks, threads };

@@ -2,9 +2,9 @@
 
 use llama4rs_tensor::Result;
 
+use crate::arguments::{arguments, Arguments, List};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::{KernelSource, EMBED, NORM, ROWS};
-use crate::module::{arguments, Argument};
 use crate::tensor::{Matrix, Tensor, Vector};
 
 const THREADS: u32 = 256;
@@ -15,10 +15,10 @@ impl Cuda {
     /// One block for each of `blocks` rows or parts.
     fn launch_rows(
         &self,
-        source: &KernelSource,
+        source: &'static KernelSource,
         kernel: &'static str,
         blocks: usize,
-        arguments: &[Argument],
+        arguments: &impl Arguments,
     ) -> Result<()> {
         let blocks = [blocks, 1, 1];
         let launch = Launch { source, kernel, constants: &[], shared: 0, blocks, threads: THREADS };
@@ -32,11 +32,12 @@ impl Cuda {
         x: &mut Tensor,
         y: Option<&Tensor>,
     ) -> Result<()> {
-        let count = x.len() as u64;
-        let mut all = arguments![x.address_mut(), count].to_vec();
+        let mut all = List::new();
+        all.push(x.address_mut())?;
         if let Some(y) = y {
-            all.splice(1..1, arguments![y.address()]);
+            all.push(y.address())?;
         }
+        all.push(x.len() as u64)?;
         self.launch_rows(&ROWS, kernel, x.len().div_ceil(THREADS as usize), &all)
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use llama4rs_tensor::check::require;
 use llama4rs_tensor::{Draw, Result};
 
+use crate::arguments::{arguments, Arguments};
 use crate::cuda::{Cuda, Launch};
 use crate::kernels::SAMPLE;
 use crate::memory::Buffer;
-use crate::module::{arguments, Argument};
 use crate::tensor::Tensor;
 
 /// Blocks that share a row of `argmax_parts`.
@@ -25,7 +25,7 @@ impl Cuda {
         kernel: &'static str,
         blocks: [usize; 2],
         threads: u32,
-        all: &[Argument],
+        all: &impl Arguments,
     ) -> Result<()> {
         let [x, y] = blocks;
         let blocks = [x, y, 1];
