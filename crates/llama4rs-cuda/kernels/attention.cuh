@@ -1,25 +1,30 @@
 // Attention over pages, on tensor cores: what decode and prefill have in common.
 //
 // A page holds 64 tokens of one kv head as bf16 keys [64][D], then values [64][D] (exact), or as 8-bit
-// codes (sealed; llama4rs-tensor/src/kv.rs draws them). A warp multiplies 16 rows of queries - query
-// heads of one kv head, of one token or several - with a page: scores[rows][64 keys] in 8 tiles of 8
-// keys, then out[rows][D] in D/8 tiles of 8 channels, 4 steps of 16 keys. A lane is 4g + t.
-//   key in column c of key tile j:            16 (j/2) + 4 (c/2) + 2 (j%2) + c%2
-//     so the four keys that lane t has of a step of 16 (columns 2t, 2t+1 of two tiles) are 4t .. 4t+3
-//   channels of score step s, lane t:         32 (s/2) + 8t + 4 (s%2) + 0..3
-//   channel in column c of channel tile i:    64 (i/8) + 8c + i%8
+// codes (sealed; llama4rs-tensor/src/kv.rs draws them). Keys and values are the 16 rows of products, queries their
+// 8 columns: scores are [64 keys][rows], in 4 tiles of 16 keys, sums [D channels][rows], in D / 16 tiles of 16
+// channels and 4 steps of 16 keys. Rows - query heads of one kv head, of one token or several - come in tiles
+// of 8. A lane is 4g + t, and has rows 2t, 2t + 1 of each tile of rows.
+//   channels of score step s, lane t:     32 (s/2) + 8t + 4 (s%2) + 0..3
+//   keys of score tile m, lane g:         exact 16m + g, + 8; sealed 32 (m/2) + 4g + 2 (m%2), + 1
+//   keys of a step of sums, lane t:       exact 16s + 2t, + 1, + 8, + 9; sealed 32 (s/2) + 8t + 4 (s%2) + 0..3
+//   channels of a tile n of sums, lane g: 16n + g, + 8
 // Any such order serves, for a sum does not care; these let lanes read whole words of both forms.
 //
-// One definition for every number of rows, so that a row's bits depend on its position only: keys
-// are taken page by page with a running maximum; every 256 keys from the first page on are a split
-// with sums of its own; splits are merged in order (merge below). A page that a row does not see
-// changes nothing of it.
+// Exact pages are multiplied as bf16. Of sealed pages the codes are: as IEEE halves code - 128, which are exact,
+// with queries times key steps, and weights times value steps, rounded to halves; the products with centres
+// are added in single precision. A power of two for each row keeps its queries, and one for all the weights,
+// where halves are normal numbers: a step is below 515.
 //
-// Shared memory of a page: exact rows of D/8 units of 16 bytes, unit u of row r at u ^ 4 (r%2) for keys,
-// u ^ 2 (r/4%4) for values; sealed sections as stored, but units of codes swapped as copy_page says:
-// every read of a warp then hits all banks.
+// One definition for every number of rows, so that a row's bits depend on its position only: a page has
+// its own maximum and sums; pages are merged in order into a split's, splits in order into a row's (Merge
+// below). Splits begin at fixed pages. A page that a row does not see changes nothing of it.
+//
+// Shared memory of a page: exact rows of D/8 units of 16 bytes, unit u of row r at u ^ 4 (r%2) for keys, u ^ r%8
+// for values; sealed sections as stored, but unit u of codes at u ^ 2 (u/8%4): every read of a warp then hits
+// all banks.
 
-constexpr u32 PAGE = 64, SPLIT_PAGES = 4;
+constexpr u32 PAGE = 64;
 
 // Query rows that share pages: row `row + i` sees the first `visible + i` tokens of pages[first_page..].
 struct AttendItem {
@@ -32,236 +37,326 @@ struct AttendArgs {
   const AttendItem *items;
   float *out;          // [rows, heads * D]
   u16 *halves;         // the same as bf16
-  float *parts;        // decode: [items][heads][splits][D + 4]: sums, maximum, sum of weights
+  float *parts;        // [items][kv heads][splits][heads of a kv head][D + 4]: sums, maximum, sum of weights
+  u32 *tickets;        // [items][kv heads]: zeros, before a launch and after it
   u32 heads, kv_heads, splits, layer;
   float scale_log2;    // scale / ln 2
-  u32 ranges, range_splits; // attend_prefill_parts: how many ranges of keys, splits of each
+  u32 ranges;          // attend_prefill_parts: how many ranges of pages
 };
 
+// Floats of what a split leaves of a row: sums, maximum, sum of weights, two that fill up.
+template <u32 D> constexpr u32 PART = D + 4;
+
+// The page at which a split begins. Splits grow where there are many: 4 pages, 8, 32, 64
+// (ops/pages_attention.rs counts them, too).
+DEVICE u32 split_begin(u32 split) {
+  return split < 32 ? split * 4 : split < 80 ? (split - 16) * 8 : split < 128 ? (split - 64) * 32 : (split - 96) * 64;
+}
+// How many splits begin before a page.
+DEVICE u32 splits_before(u32 page) {
+  return page <= 128   ? ceil_div(page, 4)
+         : page <= 512 ? ceil_div(page, 8) + 16
+         : page <= 2048 ? ceil_div(page, 32) + 64
+                        : ceil_div(page, 64) + 96;
+}
+
+// Bytes of one head of a page: rows of an exact one; of a sealed one keys, then values.
 template <u32 D> struct PageShape {
-  static constexpr u32 EXACT = 2 * PAGE * D * 2;
-  static constexpr u32 KEY_STEPS = 2 * D, KEY_CODES = 4 * D, VALUE_CENTRES = KEY_CODES + PAGE * D;
-  static constexpr u32 VALUE_STEPS = VALUE_CENTRES + 2 * PAGE, VALUE_CODES = VALUE_CENTRES + 4 * PAGE;
-  static constexpr u32 SEALED = VALUE_CODES + PAGE * D;
+  static constexpr u32 ROW = 2 * D, EXACT_HALF = PAGE * ROW;
+  static constexpr u32 KEY_STEPS = 2 * D, KEY_CODES = 4 * D, KEYS = KEY_CODES + PAGE * D;
+  static constexpr u32 VALUE_STEPS = 2 * PAGE, VALUE_CODES = 4 * PAGE, VALUES = VALUE_CODES + PAGE * D;
 };
 
 DEVICE bool is_sealed(u64 page) { return page & 1; }
 
-// Starts the copy of one head of a page; tokens from `valid` on become zeros.
-template <u32 D, u32 THREADS, bool SEALABLE>
-DEVICE void copy_page(const AttendArgs &args, u64 page, u32 head, u32 valid, u8 *to) {
+// Where head `head` of a page begins.
+template <u32 D> DEVICE const u8 *head_of(const AttendArgs &args, u64 page, u32 head) {
   using Shape = PageShape<D>;
   u64 place = (u64)args.layer * args.kv_heads + head;
-  if (SEALABLE && is_sealed(page)) {
-    const u8 *from = (const u8 *)(page - 1) + place * Shape::SEALED;
-    for (u32 i = threadIdx.x; i < Shape::SEALED / 16; i += THREADS) {
-      u32 at = i;
-      if (i >= Shape::VALUE_CODES / 16) {
-        u32 unit = i - Shape::VALUE_CODES / 16;
-        at = Shape::VALUE_CODES / 16 + (unit ^ unit / 8 % 2);
-      } else if (i >= Shape::KEY_CODES / 16 && i < Shape::VALUE_CENTRES / 16) {
-        u32 unit = i - Shape::KEY_CODES / 16;
-        at = Shape::KEY_CODES / 16 + (unit ^ unit / 8 % 4 * 2);
-      }
-      copy16_async(to + at * 16, from + i * 16, true);
-    }
-  } else {
-    const u8 *from = (const u8 *)page + place * Shape::EXACT;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-      u32 row = i / (D / 8), unit = i % (D / 8);
-      bool inside = row < valid;
-      u8 *keys = to + row * D * 2 + (unit ^ row % 2 * 4) * 16;
-      u8 *values = to + Shape::EXACT / 2 + row * D * 2 + (unit ^ row / 4 % 4 * 2) * 16;
-      copy16_async(keys, from + i * 16, inside);
-      copy16_async(values, from + Shape::EXACT / 2 + i * 16, inside);
-    }
+  return is_sealed(page) ? (const u8 *)(page - 1) + place * (Shape::KEYS + Shape::VALUES)
+                         : (const u8 *)page + place * (2 * Shape::EXACT_HALF);
+}
+
+// Starts the copy of the keys or values of a sealed page: PLAIN bytes of centres and steps, then codes.
+template <u32 D, u32 THREADS, u32 PLAIN> DEVICE void copy_sealed(const u8 *from, u8 *to, u32 thread) {
+  from = constant(from + thread * 16);
+  u8 *plain = constant(to + thread * 16), *codes = constant(to + PLAIN + (thread ^ thread / 8 % 4 * 2) * 16);
+#pragma unroll
+  for (u32 i = 0; i < PLAIN / 16; i += THREADS)
+    if (i + thread < PLAIN / 16) copy16_async(plain + i * 16, from + i * 16, true);
+#pragma unroll
+  for (u32 i = 0; i < PAGE * D / 16; i += THREADS) copy16_async(codes + i * 16, from + PLAIN + i * 16, true);
+}
+
+// Starts the copy of ROWS rows of an exact page's keys or values; those from `valid` on become zeros.
+template <u32 D, u32 THREADS, u32 ROWS, bool VALUES>
+DEVICE void copy_exact(const u8 *from, u8 *to, u32 valid, u32 thread) {
+  constexpr u32 UNITS = D / 8, STRIDE = THREADS / UNITS; // rows that the threads copy at once
+  u32 first = thread / UNITS, unit = thread % UNITS;
+  from = constant(from + thread * 16);
+#pragma unroll
+  for (u32 i = 0; i < (STRIDE < 8 ? 8 / STRIDE : 1); i++) {
+    u32 row = first + i * STRIDE;
+    u8 *at = constant(to + row * PageShape<D>::ROW + (unit ^ (VALUES ? row % 8 : row % 2 * 4)) * 16);
+#pragma unroll
+    for (u32 k = 0; k < ROWS; k += max(8u, STRIDE))
+      copy16_async(at + k * PageShape<D>::ROW, from + (k + i * STRIDE) * PageShape<D>::ROW, row + k < valid);
   }
 }
 
-// 16 rows of queries as fragments.
-template <u32 D> struct Queries {
-  u32 a[D / 16][4];
+// Tiles of 8 rows of queries as columns of products. Lanes of row g have the same g.
+template <u32 D, u32 TILES> struct Queries {
+  u32 b[TILES][D / 16][2];
 
-  // Row g from `low`, row g + 8 from `high`; null: zeros.
-  DEVICE void load(const u16 *low, const u16 *high, u32 t) {
+  // Row g of each tile; null: zeros.
+  DEVICE void load(const u16 *const (&from)[TILES], u32 t) {
 #pragma unroll
-    for (u32 i = 0; i < D / 32; i++) {
-      uint4 v = low ? __ldg((const uint4 *)(low + i * 32 + t * 8)) : make_uint4(0, 0, 0, 0);
-      uint4 w = high ? __ldg((const uint4 *)(high + i * 32 + t * 8)) : make_uint4(0, 0, 0, 0);
-      a[2 * i][0] = v.x, a[2 * i][1] = w.x, a[2 * i][2] = v.y, a[2 * i][3] = w.y;
-      a[2 * i + 1][0] = v.z, a[2 * i + 1][1] = w.z, a[2 * i + 1][2] = v.w, a[2 * i + 1][3] = w.w;
-    }
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 j = 0; j < D / 32; j++) {
+        uint4 v = from[r] ? __ldg((const uint4 *)(from[r] + j * 32 + t * 8)) : make_uint4(0, 0, 0, 0);
+        b[r][2 * j][0] = v.x, b[r][2 * j][1] = v.y, b[r][2 * j + 1][0] = v.z, b[r][2 * j + 1][1] = v.w;
+      }
   }
 
-  // Multiplies by a sealed page's key steps; adds up the products with its key centres for both rows.
-  DEVICE Queries scaled(const u8 *page, u32 t, float (&centre)[2]) const {
-    Queries out;
-    centre[0] = centre[1] = 0.0f;
+  // To IEEE halves, each row divided by the power of two that brings its largest to 32..64.
+  DEVICE void to_f16(float (&powers)[TILES][2], u32 t) {
 #pragma unroll
-    for (u32 s = 0; s < D / 16; s++) {
-      u32 at = s / 2 * 32 + t * 8 + s % 2 * 4;
-      uint2 centres = *(const uint2 *)(page + at * 2), steps = *(const uint2 *)(page + PageShape<D>::KEY_STEPS + at * 2);
+    for (u32 r = 0; r < TILES; r++) {
+      float largest = 0.0f;
 #pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        u32 c = i < 2 ? centres.x : centres.y, step = i < 2 ? steps.x : steps.y;
-        float low = bf16_low(a[s][i]), high = bf16_high(a[s][i]);
-        centre[i % 2] = fmaf(low, f16_low(c), centre[i % 2]);
-        centre[i % 2] = fmaf(high, f16_high(c), centre[i % 2]);
-        out.a[s][i] = bf16_pack(low * f16_low(step), high * f16_high(step));
-      }
+      for (u32 s = 0; s < D / 16; s++)
+#pragma unroll
+        for (u32 i = 0; i < 2; i++)
+          largest = fmaxf(largest, fmaxf(fabsf(bf16_low(b[r][s][i])), fabsf(bf16_high(b[r][s][i]))));
+      largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
+      u32 exponent = min(254u, 259u - (__float_as_uint(largest) >> 23));
+      float power = __uint_as_float(exponent << 23), inverse = __uint_as_float((254u - exponent) << 23);
+#pragma unroll
+      for (u32 s = 0; s < D / 16; s++)
+#pragma unroll
+        for (u32 i = 0; i < 2; i++)
+          b[r][s][i] = f16_pack(bf16_low(b[r][s][i]) * power, bf16_high(b[r][s][i]) * power);
+#pragma unroll
+      for (u32 i = 0; i < 2; i++) powers[r][i] = __shfl_sync(FULL_WARP, inverse, (t * 2 + i) * 4);
     }
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-      centre[i] += __shfl_xor_sync(FULL_WARP, centre[i], 1);
-      centre[i] += __shfl_xor_sync(FULL_WARP, centre[i], 2);
-    }
-    return out;
   }
 };
 
-// Four codes, each 0..255, as bf16 pairs code - 128: of bytes 0, 1 and of bytes 2, 3.
+// Four codes, each 0..255, as halves code - 128: of bytes 0, 1 and of bytes 2, 3. A code is the low byte of 1024 + code.
 DEVICE void decode_codes(u32 word, u32 &first, u32 &second) {
-  u32 pairs = __byte_perm(word, 0, 0x3120), high = pairs >> 8;
-  first = bf16_fma2(lop3<0x6A>(pairs, 0x00800080u, 0x43804380u), 0xBF80BF80u, lop3<0xEA>(pairs, 0x007F007Fu, 0x43004300u));
-  second = bf16_fma2(lop3<0x6A>(high, 0x00800080u, 0x43804380u), 0xBF80BF80u, lop3<0xEA>(high, 0x007F007Fu, 0x43004300u));
+  first = f16_add2(__byte_perm(word, 0x64646464u, 0x4140), 0xE480E480u);
+  second = f16_add2(__byte_perm(word, 0x64646464u, 0x4342), 0xE480E480u);
 }
 
-// score = queries · keys of tile j, not scaled yet.
-template <u32 D>
-DEVICE void exact_scores(float (&score)[4], const Queries<D> &queries, const u8 *page, u32 j, u32 g, u32 t) {
-  u32 key = j / 2 * 16 + g / 2 * 4 + j % 2 * 2 + g % 2;
-#pragma unroll
-  for (u32 i = 0; i < D / 32; i++) {
-    uint4 v = *(const uint4 *)(page + key * D * 2 + ((i * 4 + t) ^ key % 2 * 4) * 16);
-    mma_bf16(score, queries.a[2 * i], v.x, v.y);
-    mma_bf16(score, queries.a[2 * i + 1], v.z, v.w);
-  }
-}
-template <u32 D>
-DEVICE void sealed_scores(float (&score)[4], const Queries<D> &scaled, const u8 *page, u32 j, u32 g, u32 t) {
-  u32 token = g / 2 * 4 + j % 2 * 2 + g % 2;
-#pragma unroll
-  for (u32 s = 0; s < D / 16; s++) {
-    u32 line = j / 2 * (D / 4) + s / 2 * 8 + t * 2 + s % 2, unit = (line * 4 + token / 4) ^ t * 2, b0, b1;
-    decode_codes(*(const u32 *)(page + PageShape<D>::KEY_CODES + unit * 16 + token % 4 * 4), b0, b1);
-    mma_bf16(score, scaled.a[s], b0, b1);
-  }
-}
-
-// Scales the scores of tile j and hides keys that the rows do not see: row g sees `visible[0]` keys of
-// the page, row g + 8 `visible[1]`.
-DEVICE void scale_and_mask(float (&score)[4], u32 j, u32 t, float scale_log2, const u32 (&visible)[2]) {
-#pragma unroll
-  for (u32 i = 0; i < 4; i++) {
-    u32 key = j / 2 * 16 + t * 4 + j % 2 * 2 + i % 2;
-    score[i] = key < visible[i / 2] ? score[i] * scale_log2 : -infinity();
-  }
-}
-
-// What 16 rows have summed up in a split: TILES tiles of channels.
-template <u32 TILES> struct Sums {
-  float out[TILES][4], weight[4];
-  float centre[2]; // this lane's share of the products with value centres
-  float maximum[2];
+// Products of a page's 64 keys with tiles of rows, and their weights in the sums.
+template <u32 D, u32 TILES> struct Scores {
+  float score[4][TILES][4]; // tile of keys; key g, then + 8: rows 2t, 2t + 1
+  float centre[TILES][2];   // what the rows' products with centres add to each score of a sealed page
+  float maximum[TILES][2];  // what exponents are taken against
 
   DEVICE void clear() {
 #pragma unroll
-    for (u32 i = 0; i < TILES; i++) out[i][0] = out[i][1] = out[i][2] = out[i][3] = 0.0f;
-    weight[0] = weight[1] = weight[2] = weight[3] = 0.0f;
-    centre[0] = centre[1] = 0.0f;
-    maximum[0] = maximum[1] = -infinity();
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 m = 0; m < 4; m++) score[m][r][0] = score[m][r][1] = score[m][r][2] = score[m][r][3] = 0.0f;
   }
 
-  // Takes over larger maxima, which the lanes of a row agree on; what exponents are taken against.
-  DEVICE void raise(const float (&largest)[2], float (&against)[2]) {
+  // Tile m of keys: `keys` is its first row, a multiple of 16.
+  DEVICE void add_exact(const Queries<D, TILES> &queries, const u8 *keys, u32 m, u32 g, u32 t) {
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-      float next = fmaxf(maximum[i], largest[i]);
-      against[i] = next == -infinity() ? 0.0f : next;
-      float factor = exp2_fast(maximum[i] - against[i]);
-      maximum[i] = next;
-      centre[i] *= factor;
-      weight[2 * i] *= factor, weight[2 * i + 1] *= factor;
+    for (u32 j = 0; j < D / 32; j++) {
+      const u8 *at = keys + g * PageShape<D>::ROW + ((j * 4 + t) ^ g % 2 * 4) * 16;
+      uint4 v = *(const uint4 *)at, w = *(const uint4 *)(at + 8 * PageShape<D>::ROW);
+      u32 even[4] = {v.x, w.x, v.y, w.y}, odd[4] = {v.z, w.z, v.w, w.w};
 #pragma unroll
-      for (u32 n = 0; n < TILES; n++) out[n][2 * i] *= factor, out[n][2 * i + 1] *= factor;
-    }
-  }
-
-  // Adds `weights` (a step of 16 keys) times the values of channel tiles first, first + 1, .., which are
-  // `first` .. `first + TILES - 1` of all.
-  template <u32 D, bool SEALED> DEVICE void add(const u32 (&weights)[4], const u8 *page, u32 step, u32 first, u32 g, u32 t) {
-    mma_bf16(weight, weights, 0x3F803F80u, 0x3F803F80u);
-    u32 scaled[4] = {weights[0], weights[1], weights[2], weights[3]};
-    if constexpr (SEALED) {
-      u32 at = (step * 16 + t * 4) * 2;
-      uint2 centres = *(const uint2 *)(page + PageShape<D>::VALUE_CENTRES + at), steps = *(const uint2 *)(page + PageShape<D>::VALUE_STEPS + at);
-#pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        u32 c = i < 2 ? centres.x : centres.y, s = i < 2 ? steps.x : steps.y;
-        float low = bf16_low(weights[i]), high = bf16_high(weights[i]);
-        centre[i % 2] = fmaf(low, f16_low(c), centre[i % 2]);
-        centre[i % 2] = fmaf(high, f16_high(c), centre[i % 2]);
-        scaled[i] = bf16_pack(low * f16_low(s), high * f16_high(s));
+      for (u32 r = 0; r < TILES; r++) {
+        mma_bf16(score[m][r], even, queries.b[r][2 * j][0], queries.b[r][2 * j][1]);
+        mma_bf16(score[m][r], odd, queries.b[r][2 * j + 1][0], queries.b[r][2 * j + 1][1]);
       }
     }
-    uint4 both[4];
-    // Four tiles are 4 neighbouring channels in each column.
+  }
+
+  // All keys of a sealed page; queries are halves.
+  DEVICE void add_sealed(const Queries<D, TILES> &queries, const u8 *keys, u32 g, u32 t) {
+    using Shape = PageShape<D>;
+    float centres_sum[TILES][4] = {};
 #pragma unroll
-    for (u32 n = 0; n < TILES; n += 4) {
-      u32 tile = first + n, half = tile / 8, quarter = tile / 4 % 2;
-      if constexpr (SEALED) {
-        u32 line = (half * 4 + g / 2) * (PAGE / 4) + step * 4 + t, unit = (line * 4 + g % 2 * 2 + quarter) ^ line / 2 % 2;
-        uint4 v = *(const uint4 *)(page + PageShape<D>::VALUE_CODES + unit * 16);
-        u32 words[4] = {v.x, v.y, v.z, v.w};
+    for (u32 j = 0; j < D / 32; j++) {
+      const u8 *channels = keys + (j * 32 + t * 8) * 2;
+      uint4 c = *(const uint4 *)channels, d = *(const uint4 *)(channels + Shape::KEY_STEPS);
+      u32 centres[4] = {c.x, c.y, c.z, c.w}, steps[4] = {d.x, d.y, d.z, d.w};
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-          u32 b0, b1;
-          decode_codes(words[i], b0, b1);
-          mma_bf16(out[n + i], scaled, b0, b1);
+      for (u32 i = 0; i < 2; i++) {
+        u32 every_row[4] = {centres[2 * i], centres[2 * i], centres[2 * i + 1], centres[2 * i + 1]};
+        u32 scaled[TILES][2];
+#pragma unroll
+        for (u32 r = 0; r < TILES; r++) {
+          const u32 (&q)[2] = queries.b[r][2 * j + i];
+          mma_f16(centres_sum[r], every_row, q[0], q[1]);
+          scaled[r][0] = f16_mul2(q[0], steps[2 * i]), scaled[r][1] = f16_mul2(q[1], steps[2 * i + 1]);
         }
-      } else {
-        // A warp with whole halves of the channels reads both quarters at once: 16 bytes a lane hit all banks.
-        uint2 v[4];
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-          u32 key = step * 16 + t * 4 + i;
-          const u8 *unit = page + PageShape<D>::EXACT / 2 + key * D * 2 + ((half * 8 + g) ^ t * 2) * 16;
-          if constexpr (TILES % 8 == 0) {
-            if (quarter == 0) both[i] = *(const uint4 *)unit;
-            v[i] = quarter ? make_uint2(both[i].z, both[i].w) : make_uint2(both[i].x, both[i].y);
-          } else {
-            v[i] = *(const uint2 *)(unit + quarter * 8);
+        for (u32 half = 0; half < 2; half++) {
+          // Line 8j + 2t + i of the 16 tokens with token 32 half + 4g, of which this lane has four.
+          u32 unit = t * 8 + ((i * 4 + g % 4) ^ t * 2);
+          uint4 v = *(const uint4 *)(keys + Shape::KEY_CODES + (half * 2 + g / 4) * 16 * D + j * 512 + unit * 16);
+          u32 even[4], odd[4];
+          decode_codes(v.x, even[0], even[2]), decode_codes(v.y, even[1], even[3]);
+          decode_codes(v.z, odd[0], odd[2]), decode_codes(v.w, odd[1], odd[3]);
+#pragma unroll
+          for (u32 r = 0; r < TILES; r++) {
+            mma_f16(score[half * 2][r], even, scaled[r][0], scaled[r][1]);
+            mma_f16(score[half * 2 + 1][r], odd, scaled[r][0], scaled[r][1]);
           }
         }
-        mma_bf16(out[n], scaled, __byte_perm(v[0].x, v[1].x, 0x5410), __byte_perm(v[2].x, v[3].x, 0x5410));
-        mma_bf16(out[n + 1], scaled, __byte_perm(v[0].x, v[1].x, 0x7632), __byte_perm(v[2].x, v[3].x, 0x7632));
-        mma_bf16(out[n + 2], scaled, __byte_perm(v[0].y, v[1].y, 0x5410), __byte_perm(v[2].y, v[3].y, 0x5410));
-        mma_bf16(out[n + 3], scaled, __byte_perm(v[0].y, v[1].y, 0x7632), __byte_perm(v[2].y, v[3].y, 0x7632));
       }
     }
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++) centre[r][0] = centres_sum[r][0], centre[r][1] = centres_sum[r][1];
   }
 
-  // Ends a split: the products with value centres count for every channel.
-  DEVICE void close() {
+  // Scales scores of an exact page; of a sealed one, by what queries were divided by, too.
+  DEVICE void scale(float factor) {
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-      float sum = centre[i];
-      sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-      sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+    for (u32 r = 0; r < TILES; r++)
 #pragma unroll
-      for (u32 n = 0; n < TILES; n++) out[n][2 * i] += sum, out[n][2 * i + 1] += sum;
-    }
+      for (u32 m = 0; m < 4; m++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) score[m][r][i] *= factor;
+  }
+  DEVICE void scale(float scale, const float (&powers)[TILES][2]) {
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        float factor = scale * powers[r][i % 2], base = centre[r][i % 2] * factor;
+#pragma unroll
+        for (u32 m = 0; m < 4; m++) score[m][r][i] = fmaf(score[m][r][i], factor, base);
+      }
+  }
+  // Hides the keys of an exact page from `visible` on.
+  DEVICE void hide(const u32 (&visible)[TILES][2], u32 g) {
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 m = 0; m < 4; m++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+          if (m * 16 + i / 2 * 8 + g >= visible[r][i % 2]) score[m][r][i] = -infinity();
+  }
+
+  // Scores to weights: the largest of a row is near 2^6.
+  DEVICE void exponents() {
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 i = 0; i < 2; i++) {
+        float largest = fmaxf(score[0][r][i], score[0][r][i + 2]);
+#pragma unroll
+        for (u32 m = 1; m < 4; m++) largest = fmaxf(largest, fmaxf(score[m][r][i], score[m][r][i + 2]));
+#pragma unroll
+        for (u32 lanes = 4; lanes < WARP; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, lanes));
+        maximum[r][i] = largest - 6.0f;
+        float against = largest == -infinity() ? 0.0f : maximum[r][i];
+#pragma unroll
+        for (u32 m = 0; m < 4; m++)
+          score[m][r][i] = exp2_fast(score[m][r][i] - against), score[m][r][i + 2] = exp2_fast(score[m][r][i + 2] - against);
+      }
   }
 };
 
-// Merging a split into what was before: all = all * before + split * now.
+// Weights of a page's 64 keys as columns of products, and what they come to.
+template <u32 D, u32 TILES> struct Weights {
+  u32 b[TILES][4][2];
+  float sum[TILES][2];
+  float centre[TILES][2]; // what the products with centres add to each channel
+
+  DEVICE void of_exact(const Scores<D, TILES> &scores) {
+    constexpr u32 ONES[4] = {0x3F803F80u, 0x3F803F80u, 0x3F803F80u, 0x3F803F80u};
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++) {
+      float total[4] = {};
+#pragma unroll
+      for (u32 s = 0; s < 4; s++) {
+        const float (&p)[4] = scores.score[s][r];
+        b[r][s][0] = transpose(bf16_pack(p[0], p[1])), b[r][s][1] = transpose(bf16_pack(p[2], p[3]));
+        mma_bf16(total, ONES, b[r][s][0], b[r][s][1]);
+      }
+      sum[r][0] = total[0], sum[r][1] = total[1];
+      centre[r][0] = centre[r][1] = 0.0f;
+    }
+  }
+
+  DEVICE void of_sealed(const Scores<D, TILES> &scores, const u8 *values, u32 t) {
+    float total[TILES][4] = {};
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+      const u8 *tokens = values + (half * 32 + t * 8) * 2;
+      uint4 c = *(const uint4 *)tokens, d = *(const uint4 *)(tokens + PageShape<D>::VALUE_STEPS);
+      u32 centres[4] = {c.x, c.y, c.z, c.w}, steps[4] = {d.x, d.y, d.z, d.w};
+#pragma unroll
+      for (u32 r = 0; r < TILES; r++) {
+        // Of keys 4g + i to keys 8t + i, 8t + 4 + i.
+        u32 pairs[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+          const float *p = scores.score[half * 2 + i / 2][r] + i % 2 * 2;
+          pairs[i] = transpose(f16_pack(p[0], p[1]));
+        }
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+          u32 order = i ? 0x7632 : 0x5410, first = __byte_perm(pairs[0], pairs[1], order);
+          u32 second = __byte_perm(pairs[2], pairs[3], order);
+          // Rows 0..7 sum up weights, rows 8..15 their products with centres.
+          u32 a[4] = {0x3C003C00u, centres[2 * i], 0x3C003C00u, centres[2 * i + 1]};
+          mma_f16(total[r], a, first, second);
+          b[r][half * 2 + i][0] = f16_mul2(first, steps[2 * i]), b[r][half * 2 + i][1] = f16_mul2(second, steps[2 * i + 1]);
+        }
+      }
+    }
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 i = 0; i < 2; i++) sum[r][i] = total[r][i], centre[r][i] = total[r][i + 2];
+  }
+
+  // Where the sums of a tile of channels begin.
+  DEVICE void begin(float (&out)[TILES][4]) const {
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++)
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) out[r][i] = centre[r][i % 2];
+  }
+
+  // Adds step s to the sums of channel tile n; `values` is the step's first row, a multiple of 16.
+  DEVICE void add_exact(float (&out)[TILES][4], const u8 *values, u32 s, u32 n, u32 lane) const {
+    u32 token = lane / 16 * 8 + lane % 8, a[4];
+    load_matrices_transposed(a, values + token * PageShape<D>::ROW + ((n * 2 + lane / 8 % 2) ^ token % 8) * 16);
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++) mma_bf16(out[r], a, b[r][s][0], b[r][s][1]);
+  }
+  DEVICE void add_sealed(float (&out)[TILES][4], const u8 *values, u32 s, u32 n, u32 g, u32 t) const {
+    u32 a[4];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+      // Channel 16n + 8i + g of line 8 (s/2) + 2t + s%2.
+      u32 unit = t * 8 + ((s % 2 * 4 + i * 2 + g / 4) ^ t * 2);
+      decode_codes(*(const u32 *)(values + PageShape<D>::VALUE_CODES + n * 1024 + s / 2 * 512 + unit * 16 + g % 4 * 4), a[i], a[i + 2]);
+    }
+#pragma unroll
+    for (u32 r = 0; r < TILES; r++) mma_f16(out[r], a, b[r][s][0], b[r][s][1]);
+  }
+};
+
+// Merging a part into what was before: all = all * before + part * now.
 struct Merge {
   float maximum, before, now;
-  DEVICE Merge(float maximum_before, float maximum_of_split) {
-    maximum = fmaxf(maximum_before, maximum_of_split);
+  DEVICE Merge(float maximum_before, float maximum_of_part) {
+    maximum = fmaxf(maximum_before, maximum_of_part);
     float against = maximum == -infinity() ? 0.0f : maximum;
-    before = exp2_fast(maximum_before - against), now = exp2_fast(maximum_of_split - against);
+    before = exp2_fast(maximum_before - against), now = exp2_fast(maximum_of_part - against);
   }
-  DEVICE float operator()(float all, float split) const { return fmaf(split, now, all * before); }
+  DEVICE float operator()(float all, float part) const { return fmaf(part, now, all * before); }
 };

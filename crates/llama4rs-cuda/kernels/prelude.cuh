@@ -55,6 +55,21 @@ DEVICE u16 f32_to_f16(float x) {
   asm("{ .reg .b16 h; cvt.rn.f16.f32 h, %1; mov.b16 %0, h; }" : "=h"(y) : "f"(x));
   return y;
 }
+DEVICE u32 f16_pack(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+DEVICE u32 f16_add2(u32 a, u32 b) {
+  u32 d;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+DEVICE u32 f16_mul2(u32 a, u32 b) {
+  u32 d;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
 DEVICE u32 bf16_fma2(u32 a, u32 b, u32 c) {
   u32 d;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -109,6 +124,16 @@ template <u32 THREADS> DEVICE float block_sum(float x) {
 
 // ---- memory
 
+// The same address or offset, which the compiler takes as it is instead of computing each sum with a constant
+// from the parts: the constants become the offsets of instructions.
+template <class T> DEVICE T *constant(T *pointer) {
+  asm("" : "+l"(pointer));
+  return pointer;
+}
+DEVICE u32 constant(u32 offset) {
+  asm("" : "+r"(offset));
+  return offset;
+}
 DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 // 16 bytes that are read once: weights.
 DEVICE uint4 load_stream(const void *pointer) {
@@ -171,6 +196,20 @@ DEVICE void mma_bf16_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1)
                "{%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
                : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+// d += a * b, IEEE halves
+DEVICE void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+               "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// An 8 x 8 matrix of 16-bit elements with rows and columns changed: lane 4r + c gives and gets elements 2c, 2c+1
+// of row r.
+DEVICE u32 transpose(u32 pair) {
+  u32 d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(pair));
+  return d;
 }
 // Four 8 x 8 matrices of 16-bit elements; lanes 8i .. 8i+7 give the rows' addresses of matrix i.
 DEVICE void load_matrices(u32 (&r)[4], const void *row) {

@@ -16,8 +16,9 @@ use crate::DeviceInfo;
 
 /// Words that a growing list has room for.
 const LEAST_ROOM: usize = 64;
-/// One for each panel of the widest residual stream.
-const TICKETS: usize = MOST_WIDTH / PANEL_ROWS;
+/// At least one for each panel of the widest residual stream. Attention takes one for each row and key/value head,
+/// in several launches if these are more.
+pub(crate) const TICKETS: usize = 4 * MOST_WIDTH / PANEL_ROWS;
 /// The environment variable that, set to `0`, has every kernel launched on its own.
 const GRAPHS: &str = "LLAMA4RS_CUDA_GRAPHS";
 

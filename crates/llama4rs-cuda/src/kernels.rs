@@ -85,9 +85,10 @@ sources! {
     ];
     ROUTE = "route.cu" after ["norm.cuh"], &[&[]];
     ATTENTION_DECODE = "attention_decode.cu" after ["attention.cuh"], &[
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0)],
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1)],
-        &[("HEAD_DIM", 64), ("SEALED_PAGES", 0)],
+        &[("HEAD_DIM", 128), ("ROW_TILES", 1), ("SEALED_PAGES", 0)],
+        &[("HEAD_DIM", 128), ("ROW_TILES", 1), ("SEALED_PAGES", 1)],
+        &[("HEAD_DIM", 128), ("ROW_TILES", 2), ("SEALED_PAGES", 1)],
+        &[("HEAD_DIM", 64), ("ROW_TILES", 1), ("SEALED_PAGES", 0)],
     ];
     ATTENTION_PREFILL = "attention_prefill.cu" after ["attention.cuh"], &[
         &[("HEAD_DIM", 128), ("SEALED_PAGES", 0)],

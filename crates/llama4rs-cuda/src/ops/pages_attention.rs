@@ -8,24 +8,27 @@ use llama4rs_tensor::{KvDtype, KvSpan, PageForm, Result};
 
 use super::kv_pages::{address_of, words};
 use crate::arguments::Structure;
-use crate::cuda::{Cuda, Launch};
+use crate::cuda::{Cuda, Launch, TICKETS};
 use crate::kernels::{KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
 use crate::memory::Buffer;
 use crate::tensor::Tensor;
 
-/// Pages of a split.
-const SPLIT_PAGES: usize = 4;
-/// Query heads of a key/value head that fit in one product.
-const MOST_GROUP: usize = 16;
+/// Splits from the first page on, and pages of each, until the next line (`split_begin` of the kernels).
+const SPLITS: [(usize, usize); 4] = [(0, 4), (128, 8), (512, 32), (2048, 64)];
+/// Query heads of a key/value head in one product, and the most.
+const ROW_TILE: usize = 8;
+const MOST_GROUP: usize = 2 * ROW_TILE;
 /// Spans of at most so many rows are computed row by row, their keys in splits side by side.
 const FEW_ROWS: usize = 16;
 /// Rows of queries of a block of `attend_prefill_parts`.
 const PART_TILE: usize = 64;
 /// Most bytes of parts of one launch: a span of many rows over very many keys takes several.
 const MOST_PART_BYTES: usize = 256 << 20;
-/// Pages in shared memory: decode, prefill.
-const RINGS: [usize; 2] = [3, 2];
+/// Bytes of shared memory of decode, for each channel of a head.
+const DECODE_SLOTS: usize = 544;
+/// Pages in shared memory of prefill.
+const RING: usize = 2;
 
 /// Whether the kernels take these sizes.
 pub(crate) fn suits(pool: &KvPages, heads: usize) -> bool {
@@ -33,6 +36,7 @@ pub(crate) fn suits(pool: &KvPages, heads: usize) -> bool {
     matches!(geometry.dtype, KvDtype::Bf16 | KvDtype::Int8)
         && matches!(geometry.head_dim, 64 | 128)
         && heads / geometry.num_kv_heads <= MOST_GROUP
+        && geometry.num_kv_heads <= TICKETS
 }
 
 /// Rows that share pages, as the kernels are told: row, rows, first page, visible.
@@ -81,8 +85,15 @@ impl Sizes {
         (rows * (self.heads / self.kv_heads)).div_ceil(PART_TILE) * self.kv_heads
     }
 
+    /// Splits of so many keys.
     fn splits(keys: usize) -> usize {
-        keys.div_ceil(PAGE_TOKENS * SPLIT_PAGES)
+        let pages = keys.div_ceil(PAGE_TOKENS);
+        let ends = SPLITS[1..].iter().map(|&(first, _)| first).chain([usize::MAX]);
+        let of_each = SPLITS
+            .iter()
+            .zip(ends)
+            .map(|(&(first, count), end)| (pages.min(end).max(first) - first).div_ceil(count));
+        of_each.sum()
     }
 
     /// Values of a part.
@@ -181,9 +192,9 @@ impl Cuda {
         out.keep_halves(work.covered == rows);
         let out = out.address();
         let arguments = |first_item: usize,
-                         parts: u64,
+                         [parts, tickets]: [u64; 2],
                          splits: usize,
-                         [ranges, range_splits]: [usize; 2]|
+                         ranges: usize|
          -> Result<Structure> {
             Structure::default()
                 .long(halves)
@@ -192,62 +203,57 @@ impl Cuda {
                 .long(out)
                 .long(halves_out)
                 .long(parts)
+                .long(tickets)
                 .size(heads)?
                 .size(kv_heads)?
                 .size(splits)?
                 .size(layer)?
                 .word((scale * std::f32::consts::LOG2_E).to_bits())
-                .size(ranges)?
-                .size(range_splits)
+                .size(ranges)
         };
-        let constants =
-            [("HEAD_DIM", head_dim as u32), ("SEALED_PAGES", geometry.dtype.is_quantised() as u32)];
-        let launch =
-            |source: &'static KernelSource, kernel, shared, blocks, threads: usize| Launch {
-                source,
-                kernel,
-                constants: &constants,
-                shared,
-                blocks,
-                threads: threads as u32,
-            };
-        let page_bytes = 4 * PAGE_TOKENS * head_dim;
-        if !work.singles.is_empty() {
-            let count = work.singles.len();
+        let sealable = geometry.dtype.is_quantised() as u32;
+        let row_tiles = (heads / kv_heads).div_ceil(ROW_TILE) as u32;
+        let dim = ("HEAD_DIM", head_dim as u32);
+        let prefill = [dim, ("SEALED_PAGES", sealable)];
+        let decode = [dim, ("ROW_TILES", row_tiles), ("SEALED_PAGES", sealable)];
+        let launch = |source: &'static KernelSource, kernel, shared, blocks, warps: usize| {
+            let constants: &[_] =
+                if source.name == ATTENTION_DECODE.name { &decode } else { &prefill };
+            Launch { source, kernel, constants, shared, blocks, threads: 32 * warps as u32 }
+        };
+        let slots = DECODE_SLOTS * head_dim;
+        let ring = RING * 4 * PAGE_TOKENS * head_dim;
+        // Each row and kv head takes a ticket.
+        let most = self.tickets.len() / kv_heads;
+        for first in (0..work.singles.len()).step_by(most.max(1)) {
+            let count = most.min(work.singles.len() - first);
             // The same grid while the text doubles; splits without keys end at once.
             let splits = Sizes::splits(work.most_keys).next_power_of_two();
             let len = count * heads * splits * sizes.part();
             let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
-            let all = arguments(0, parts.address(), splits, [0; 2])?;
-            let shared = RINGS[0] * page_bytes;
+            let all = arguments(first, [parts.address(), self.tickets.address()], splits, 0)?;
             let blocks = [splits, kv_heads, count];
-            self.launch(launch(&ATTENTION_DECODE, "attend_decode", shared, blocks, 128), &all)?;
-            let blocks = [heads, count, 1];
-            let merge = launch(&ATTENTION_DECODE, "attend_decode_merge", 0, blocks, head_dim);
-            self.launch(merge, &all)?;
+            self.launch(launch(&ATTENTION_DECODE, "attend_decode", slots, blocks, 4), &all)?;
         }
         if !work.spans.is_empty() {
-            let shared = |warps: usize| RINGS[1] * page_bytes + warps * 32 * (head_dim / 2 + 4) * 4;
+            let shared = |warps: usize| ring + warps * (64 * head_dim + 128);
             let large = shared(8) <= self.info().shared_memory;
             let (kernel, warps) =
                 if large { ("attend_prefill", 8) } else { ("attend_prefill_small", 4) };
             let tiles = (work.most_rows * (heads / kv_heads)).div_ceil(warps * 16);
             let blocks = [tiles, kv_heads, work.spans.len()];
-            let launch = launch(&ATTENTION_PREFILL, kernel, shared(warps), blocks, warps * 32);
-            self.launch(launch, &arguments(work.singles.len(), 0, 0, [0; 2])?)?;
+            let launch = launch(&ATTENTION_PREFILL, kernel, shared(warps), blocks, warps);
+            self.launch(launch, &arguments(work.singles.len(), [0, 0], 0, 0)?)?;
         }
         for &Parted { item, rows, splits, ranges } in &work.parted {
             let len = rows * heads * splits * sizes.part();
             let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
-            let range_splits = splits.div_ceil(ranges);
-            let ranges = splits.div_ceil(range_splits);
-            let all = |item| arguments(item, parts.address(), splits, [ranges, range_splits]);
-            let shared = RINGS[1] * page_bytes;
+            let all = |item| arguments(item, [parts.address(), 0], splits, ranges);
             let blocks = [sizes.tiles(rows) / kv_heads * ranges, kv_heads, 1];
-            let kernel = launch(&ATTENTION_PREFILL, "attend_prefill_parts", shared, blocks, 128);
+            let kernel = launch(&ATTENTION_PREFILL, "attend_prefill_parts", ring, blocks, 4);
             self.launch(kernel, &all(item)?)?;
-            let blocks = [heads, rows, 1];
-            let merge = launch(&ATTENTION_DECODE, "attend_decode_merge", 0, blocks, head_dim);
+            let blocks = [kv_heads, rows, 1];
+            let merge = launch(&ATTENTION_DECODE, "attend_decode_merge", slots, blocks, 4);
             self.launch(merge, &all(item + 1)?)?;
         }
         Ok(())
