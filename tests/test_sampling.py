@@ -59,7 +59,7 @@ def test_out_of_range_names_option_range_and_value(name: str, value: Any, accept
     message = str(caught.value)
     assert name in message
     assert accepted in message
-    assert repr(value) in message
+    assert repr(value)[:90] in message
     assert isinstance(caught.value, ValueError)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from .errors import CheckpointError, CheckpointNotFoundError
+from .errors import CheckpointError, CheckpointNotFoundError, shown
 
 __all__ = ["demo_model_path", "resolve_model"]
 
@@ -68,16 +68,20 @@ as meta-llama/Llama-4-Scout-17B-16E-Instruct
     if model is None:
         return demo_model_path()
     if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"a model is a directory, a hub id or None, got {model!r}")
+        raise TypeError(f"a model is a directory, a hub id or None, got {shown(model)}")
     name = os.fspath(model)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError):  # a name that is too long, a user who is not known
+        is_folder = exists = False
+    if name and is_folder:
         return path
-    if name and path.exists():
+    if name and exists:
         raise CheckpointError(f"{name!r} is a file\nhint: give the directory that it is in")
     if not isinstance(model, str) or not _HUB_ID.fullmatch(name):
         raise _not_found(
-            f"no model directory {name!r}",
+            f"no model directory {shown(name)}",
             "give a directory with config.json and safetensors files, or a Hugging Face id such as "
             "meta-llama/Llama-4-Scout-17B-16E-Instruct",
         )

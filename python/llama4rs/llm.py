@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .config import Config
-from .counts import MOST_THREADS, check_count
+from .counts import MOST_THREADS, check_count, check_path, check_text
 from .device import nvrtc_folders
 from .encoding import PromptEncoder
 from .errors import option_errors
@@ -146,6 +146,15 @@ class Llama4(ModelRequests):
         local_files_only: bool = False,
         progress: Progress | bool = False,
     ) -> None:
+        check_text("device", device, optional=False)
+        for name, text in (
+            ("weights", weights),
+            ("kv_cache", kv_cache),
+            ("kv_read", kv_read),
+            ("arithmetic", arithmetic),
+        ):
+            check_text(name, text)
+        check_path("kv_dir", kv_dir)
         check_count("threads", threads, most=MOST_THREADS)
         check_count("max_context", max_context)
         check_count("step_tokens", step_tokens)

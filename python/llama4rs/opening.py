@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def open_tokenizer(
         has_one = any((folder / name).is_file() for name in names)
         return Tokenizer.from_dir(folder) if has_one else None
     if isinstance(given, (str, os.PathLike)):
-        path = Path(given)
-        return Tokenizer.from_dir(path) if path.is_dir() else Tokenizer.from_file(path)
+        is_folder = os.path.isdir(given)  # of any name, where Path.is_dir may raise
+        return Tokenizer.from_dir(given) if is_folder else Tokenizer.from_file(given)
+    if not isinstance(given, Tokenizer):
+        raise TypeError(f"tokenizer is a Tokenizer, a file or a directory, got {shown(given)}")
     return given
 
 
@@ -58,10 +60,12 @@ def open_chat_template(
     given: ChatTemplate | str | os.PathLike[str] | None,
 ) -> ChatTemplate | None:
     """The chat template given, read from a file if it is a path."""
-    if isinstance(given, (str, os.PathLike)):
-        from .chat_template import ChatTemplate
+    from .chat_template import ChatTemplate
 
+    if isinstance(given, (str, os.PathLike)):
         return ChatTemplate.from_file(given)
+    if not isinstance(given, ChatTemplate | None):
+        raise TypeError(f"chat_template is a ChatTemplate or a file, got {shown(given)}")
     return given
 
 

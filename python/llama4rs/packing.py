@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from .counts import MOST_THREADS, check_count
-from .errors import RequestError, option_errors
+from .counts import MOST_THREADS, check_count, check_path, check_text
+from .errors import RequestError, option_errors, shown
 from .hub import resolve_model
 from .progress import Progress, progress_bar
 
@@ -29,7 +29,7 @@ def policy_pairs(policy: Policy) -> list[tuple[str, str]]:
         return [(str(pattern), str(form)) for pattern, form in pairs]
     except (TypeError, ValueError):
         raise RequestError(
-            f'policy maps patterns of names to formats, {{"lm_head": "bf16"}}; got {policy!r}'
+            f'policy maps patterns of names to formats, {{"lm_head": "bf16"}}; got {shown(policy)}'
         ) from None
 
 
@@ -72,6 +72,8 @@ def pack(
     """
     from ._llama4rs import pack as core_pack
 
+    check_text("weights", weights, optional=False)
+    check_path("destination", destination)
     folder = resolve_model(
         source, revision=revision, token=token, local_files_only=local_files_only
     )

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RequestError
+from .counts import check_text
+from .errors import RequestError, shown
 from .packing import Policy
 from .planning.advice import Setting, advice_text, advise
 from .planning.budget import MAX_SEQUENCES, PREFIX_CACHE_BYTES, STEP_TOKENS, parse_bytes
@@ -385,9 +386,10 @@ def _notes(
 
 
 def _kv_format(kv_cache: str | None, weights: str) -> str:
+    check_text("kv_cache", kv_cache)
     if kv_cache in (None, "auto"):
         return "f32" if weights == "f32" else "bf16"
     if kv_cache not in KV_FORMATS:
         names = ", ".join(f'"{name}"' for name in KV_FORMATS)
-        raise RequestError(f"kv_cache must be one of {names}, got {kv_cache!r}")
+        raise RequestError(f"kv_cache must be one of {names}, got {shown(kv_cache)}")
     return kv_cache

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import RequestError
+from .errors import RequestError, shown
 
 __all__ = ["PRESETS", "preset_config"]
 
@@ -98,7 +98,7 @@ def preset_config(name: str) -> dict[str, Any]:
     """
     found = _DIFFERENCES.get(name.lower())
     if found is None:
-        raise RequestError(f"there is no preset {name!r}; known are {', '.join(PRESETS)}")
+        raise RequestError(f"there is no preset {shown(name)}; known are {', '.join(PRESETS)}")
     config = {
         "architectures": ["Llama4ForConditionalGeneration"],
         "model_type": "llama4",

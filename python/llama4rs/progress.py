@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from .errors import shown
+
 __all__ = ["Progress", "progress_bar"]
 
 Progress: TypeAlias = Callable[[str, int, int], object]
@@ -23,7 +25,7 @@ def progress_bar(progress: Progress | bool) -> Iterator[Progress | None]:
     """
     if not isinstance(progress, bool):
         if not callable(progress):
-            raise TypeError(f"progress is True, False or a function, got {progress!r}")
+            raise TypeError(f"progress is True, False or a function, got {shown(progress)}")
         yield progress
         return
     if not progress:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from .errors import RequestError
+from .counts import is_count
+from .errors import RequestError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -19,8 +22,6 @@ __all__ = ["SamplingOptions", "SamplingParams"]
 
 DEFAULT_MAX_TOKENS = 4096
 """Most new tokens of a request that does not say `max_tokens`."""
-
-_SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +80,25 @@ class SamplingParams:
         def check(name: str, accepted: str, *, good: bool) -> None:
             if not good:
                 value = getattr(self, name)
-                hint = "; temperature=0 gives greedy decoding" if (name, value) == _GREEDY else ""
-                raise RequestError(f"{name} must be {accepted}, got {value!r}{hint}")
+                greedy = name == "top_p" and is_count(value, 0, 0)
+                hint = "; temperature=0 gives greedy decoding" if greedy else ""
+                raise RequestError(f"{name} must be {accepted}, got {shown(value)}{hint}")
 
         def store(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        count = self.max_tokens
-        check("max_tokens", "an integer of 1 or more", good=count is None or _is_int(count, 1))
+        if isinstance(self.logprobs, bool):
+            store("logprobs", 0 if self.logprobs else None)
+        for name, accepted, least, most in _COUNTS:
+            value = getattr(self, name)
+            if value is not None or name == "top_k":
+                check(name, accepted, good=is_count(value, least, most))
+                store(name, operator.index(value))
+        if self.top_k == -1:
+            store("top_k", 0)
         for name, accepted, low, high in _RANGES:
             value = getattr(self, name)
             check(name, accepted, good=_is_real(value) and low <= value <= high)
-        if self.top_k == -1 and _is_int(self.top_k, -1):
-            store("top_k", 0)
-        check("top_k", "an integer of 0 (off) or more", good=_is_int(self.top_k, 0))
-        seed = self.seed
-        good = seed is None or (_is_int(seed, 0) and seed < _SEEDS)
-        check("seed", "an integer from 0 to 2**64 - 1", good=good)
-        if isinstance(self.logprobs, bool):
-            store("logprobs", 0 if self.logprobs else None)
-        good = self.logprobs is None or _is_int(self.logprobs, 0)
-        check("logprobs", "True, or an integer of 0 or more", good=good)
         check("ignore_eos", "True or False", good=isinstance(self.ignore_eos, bool))
 
         stop = _as_tuple(self.stop)
@@ -107,9 +106,9 @@ class SamplingParams:
         check("stop", "a string or several, none of them empty", good=good)
         store("stop", stop)
         ids = _as_tuple(self.stop_token_ids)
-        good = ids is not None and all(_is_int(token_id, 0) for token_id in ids)
+        good = ids is not None and all(is_count(token_id, 0) for token_id in ids)
         check("stop_token_ids", "token ids of 0 or more", good=good)
-        store("stop_token_ids", ids)
+        store("stop_token_ids", tuple(map(operator.index, ids or ())))
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
@@ -125,6 +124,8 @@ class SamplingParams:
             >>> SamplingParams.from_generation_config({"temperature": 0.7}).temperature
             0.7
         """
+        if not isinstance(config, Mapping):
+            raise RequestError(f"a generation config is a JSON object, got {shown(config)}")
         own = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         values = {name: config[name] for name in own if config.get(name) is not None}
         if config.get("max_new_tokens") is not None:
@@ -185,7 +186,12 @@ class SamplingOptions(TypedDict, total=False):
     top_logprobs: int | None
 
 
-_GREEDY = ("top_p", 0)
+_COUNTS = (
+    ("max_tokens", "an integer of 1 or more", 1, None),
+    ("top_k", "an integer of 0 (off) or more", -1, None),
+    ("seed", "an integer from 0 to 2**64 - 1", 0, (1 << 64) - 1),
+    ("logprobs", "True, or an integer of 0 or more", 0, None),
+)
 _RANGES = (
     ("temperature", "a number of 0 or more", 0.0, math.inf),
     ("top_p", "above 0 and at most 1", math.ulp(0.0), 1.0),
@@ -238,7 +244,7 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
 
     do_sample = given.pop("do_sample", True)
     if not isinstance(do_sample, bool):
-        raise RequestError(f"do_sample must be True or False, got {do_sample!r}")
+        raise RequestError(f"do_sample must be True or False, got {shown(do_sample)}")
     if given.get("logprobs") is True and "top_logprobs" in given:
         del given["logprobs"]  # logprobs=True, top_logprobs=5 is how OpenAI spells logprobs=5
 
@@ -249,7 +255,7 @@ def _canonical(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in source:
             raise TypeError(f"{source[name]} and {spelling} are one option; give one of them")
         values[name], source[name] = value, spelling
-    if _is_int(values.get("stop_token_ids"), 0):
+    if is_count(values.get("stop_token_ids"), 0):
         values["stop_token_ids"] = (values["stop_token_ids"],)
     if not do_sample:
         if values.get("temperature", 0) != 0:
@@ -268,21 +274,12 @@ def _unknown_option(given: str) -> str:
     return f"{message}; the options are {', '.join(sorted(_FIELDS))}"
 
 
-def _is_int(value: object, low: int) -> bool:
-    if isinstance(value, bool):
-        return False
-    try:
-        return value.__index__() >= low  # type: ignore[attr-defined, no-any-return]
-    except AttributeError:
-        return False
-
-
 def _is_real(value: object) -> bool:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:
-        return math.isfinite(value)  # type: ignore[arg-type]
-    except (TypeError, OverflowError):
+        return math.isfinite(value)
+    except OverflowError:
         return False
 
 

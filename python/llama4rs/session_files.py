@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RequestError, SessionError
+from .errors import RequestError, SessionError, shown
 from .planning.shape import read_shape
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def check_name(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise RequestError(
             f"a session's name has up to 100 letters, digits, blanks, and . _ -, and begins with a "
-            f"letter or digit; got {name!r}"
+            f"letter or digit; got {shown(name)}"
         )
     return name
 

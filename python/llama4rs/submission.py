@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import RequestError
+from .errors import RequestError, shown
 from .generation import Generation
 from .sampling import DEFAULT_MAX_TOKENS, SamplingParams
 
@@ -70,7 +70,7 @@ def chosen_params(
         params = defaults
     elif not isinstance(params, SamplingParams):
         raise TypeError(
-            f"the second argument is a SamplingParams, got {params!r}; give single options by "
+            f"the second argument is a SamplingParams, got {shown(params)}; give single options by "
             "name, such as max_tokens=50"
         )
     return params.with_options(**options)

@@ -73,6 +73,10 @@ def parse_tool_calls(
     >>> parse_tool_calls("Lists look like [1, 2].")
     ('Lists look like [1, 2].', [])
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, not {type(text).__name__}")
+    if isinstance(tool_names, str) or not isinstance(tool_names, Collection | None):
+        raise TypeError(f"tool_names is a list of names, got a {type(tool_names).__name__}")
     allowed = None if tool_names is None else frozenset(tool_names)
     # The calls at the end start at the first place from which everything up to the end is calls.
     position = 0

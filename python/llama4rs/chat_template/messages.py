@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-from ..errors import ChatTemplateError
+from ..errors import ChatTemplateError, shown
 
 __all__ = ["Message", "checked_tools", "image_parts", "normalize_messages"]
 
@@ -67,8 +67,8 @@ def _normalized(where: str, message: Any) -> dict[str, Any]:
             f"{where} must be a dict with role and content, not {_kind(message)}"
         )
     role = message.get("role")
-    if role not in _ROLES:
-        given = "has no role" if role is None else f"has the unknown role {role!r}"
+    if not isinstance(role, str) or role not in _ROLES:
+        given = "has no role" if role is None else f"has the unknown role {shown(role)}"
         raise ChatTemplateError(f"{where} {given}; use one of {', '.join(_ROLES)}")
     result = dict(message)
     calls = result.pop("tool_calls", None)
@@ -108,7 +108,7 @@ def _normalized_content(where: str, role: str, content: Any) -> str | list[dict[
     parts: list[dict[str, str]] = []
     for index, part in enumerate(content):
         place = f"{where}.content[{index}]"
-        if not isinstance(part, Mapping) or "type" not in part:
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise ChatTemplateError(
                 f"{place} must be a dict with a type, such as {{'type': 'text', 'text': …}}, "
                 f"not {_kind(part)}"
@@ -126,7 +126,7 @@ def _normalized_content(where: str, role: str, content: Any) -> str | list[dict[
             parts.append({"type": "image"})
         else:
             raise ChatTemplateError(
-                f"{place} has the unknown type {part['type']!r}; use text, image or image_url"
+                f"{place} has the unknown type {shown(part['type'])}; use text, image or image_url"
             )
     if any(part["type"] == "image" for part in parts):
         return parts
@@ -137,7 +137,7 @@ def _normalized_call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise ChatTemplateError(f"{where} must be a dict, not {_kind(call)}")
     if call.get("type", "function") != "function":
-        raise ChatTemplateError(f"{where} has the unknown type {call['type']!r}; use function")
+        raise ChatTemplateError(f"{where} has the unknown type {shown(call['type'])}; use function")
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ChatTemplateError(f"{where} needs {{'function': {{'name': …, 'arguments': …}}}}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ChatTemplateError
+from ..errors import ChatTemplateError, shown
 from ..tokenizer import Tokenizer
 from .environment import STAND_INS, compiled, environment, rendered
 from .injection import Swap, needed_characters, strings
@@ -49,6 +49,12 @@ class ChatTemplate:
         bos_token: str = "<|begin_of_text|>",
         eos_token: str = "<|eot|>",
     ) -> None:
+        given = (text for text in (source, tool_source) if text is not None)
+        for text in (*given, bos_token, eos_token):
+            if not isinstance(text, str):
+                raise ChatTemplateError(
+                    f"a chat template and the names of its tokens are texts, got {shown(text)}"
+                )
         self.is_builtin = source is None
         self.source = _BUILTIN.read_text("utf-8") if source is None else source
         self.bos_token = bos_token
@@ -65,6 +71,8 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: The checkpoint's template has a syntax error.
         """
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(f"a chat template comes with a Tokenizer, got {shown(tokenizer)}")
         return cls(
             tokenizer.chat_template,
             tool_source=tokenizer.chat_template_for_tools,
@@ -81,10 +89,10 @@ class ChatTemplate:
         """
         try:
             return cls(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ChatTemplateError(
-                f"cannot read the chat template {str(path)[:200]!r}: {reason}\n"
+                f"cannot read the chat template {shown(path)}: {reason}\n"
                 "hint: give a file; ChatTemplate(text) takes the template itself"
             ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import RequestError
+from ..errors import RequestError, shown
 from .machine import Machine
 from .memory import step_bytes, vision_bytes
 from .shape import TextShape
@@ -42,9 +42,10 @@ def parse_bytes(name: str, value: int | str, *, least: int = 1) -> int:
         >>> parse_bytes("kv_memory", "8GB"), parse_bytes("kv_memory", "1.5 GiB")
         (8000000000, 1610612736)
     """
-    wrong = RequestError(f'{name} is a number of bytes such as "8GB" or "8GiB", got {value!r}')
+    wrong = RequestError(f'{name} is a number of bytes such as "8GB" or "8GiB", got {shown(value)}')
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise wrong
+    size: float = 0
     if isinstance(value, int):
         size = value
     else:
@@ -52,10 +53,10 @@ def parse_bytes(name: str, value: int | str, *, least: int = 1) -> int:
         match = re.fullmatch(pattern, value.upper())
         if match is None or (match[3] and not match[2]):
             raise wrong
-        size = int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]])
+        size = float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2]]
     if not least <= size <= _MOST:
         raise wrong
-    return size
+    return int(size)
 
 
 def kv_memory(

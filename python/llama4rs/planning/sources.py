@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from functools import partial
 from pathlib import Path
 
-from ..errors import CheckpointError, RequestError
+from ..counts import check_count, check_text
+from ..errors import CheckpointError, RequestError, shown
 from ..packing import Policy, inspect
 from ..presets import PRESETS, preset_config
 from .memory import ImageLoad
@@ -26,6 +28,9 @@ def model_sizes(
         CheckpointError: The model is damaged, or is no Llama 4.
         RequestError: An unknown format.
     """
+    if not isinstance(model, str | os.PathLike | None):
+        raise TypeError(f"a model is a directory, a preset, a hub id or None, got {shown(model)}")
+    check_text("weights", weights)
     planned = partial(sizes_of, weights=weights or "int4", policy=policy)
     if isinstance(model, str) and model.lower() in PRESETS and not Path(model).exists():
         return planned(model.lower(), json.dumps(preset_config(model)))
@@ -54,9 +59,8 @@ def image_load(sizes: Sizes, count: int, pixels: tuple[int, int]) -> ImageLoad:
         ImageError: An image has no pixels.
         RequestError: A negative number of images, or a model that reads none.
     """
-    if count < 0:
-        raise RequestError(f"images must be 0 or more, got {count}")
-    if not count:
+    check_count("images", count, least=0)
+    if count in (None, 0):
         return ImageLoad()
     if sizes.shape.vision is None:
         raise RequestError(f"{sizes.name} reads no images: it has no vision part")
@@ -66,8 +70,12 @@ def image_load(sizes: Sizes, count: int, pixels: tuple[int, int]) -> ImageLoad:
         config = ImageConfig.from_directory(sizes.folder)
     else:
         config = ImageConfig.from_dicts(None, json.loads(sizes.config_json)["vision_config"])
-    image = plan_image(*pixels, config)
-    return ImageLoad(count, image.num_tiles, image.num_tokens)
+    try:
+        width, height = pixels
+    except (TypeError, ValueError):
+        raise RequestError(f"image_size is (width, height), got {shown(pixels)}") from None
+    image = plan_image(width, height, config)
+    return ImageLoad(operator.index(count), image.num_tiles, image.num_tokens)
 
 
 def _read(path: Path) -> str:

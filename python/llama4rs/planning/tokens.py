@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 
-from ..errors import RequestError
+from ..counts import check_count
+from ..errors import RequestError, shown
 
 __all__ = ["parse_tokens", "positive", "token_count"]
 
@@ -21,14 +24,14 @@ def parse_tokens(text: int | str) -> int:
         >>> parse_tokens("128K"), parse_tokens("1M"), parse_tokens("1.5k"), parse_tokens("10_000")
         (131072, 1048576, 1536, 10000)
     """
-    if isinstance(text, int):
+    if not isinstance(text, str):
         return positive("context", text)
     match = re.fullmatch(r"\s*(\d[\d_,]*(?:\.\d+)?)\s*([KMG]?)\s*", text.upper())
     if match is None:
-        raise RequestError(f"a number of tokens is written 8192, 128K or 1M, got {text!r}")
+        raise RequestError(f"a number of tokens is written 8192, 128K or 1M, got {shown(text)}")
     number = float(re.sub("[_,]", "", match[1])) * _UNITS[match[2]]
-    if number != int(number):
-        raise RequestError(f"{text!r} is no whole number of tokens")
+    if not math.isfinite(number) or not number.is_integer():
+        raise RequestError(f"{shown(text)} is no whole number of tokens")
     return positive("context", int(number))
 
 
@@ -46,11 +49,12 @@ def token_count(tokens: int) -> str:
 
 
 def positive(name: str, value: int) -> int:
-    """`value`, which is a number above zero.
+    """`value`, which is a whole number above zero.
 
     Raises:
         RequestError: It is not.
     """
-    if isinstance(value, bool) or value < 1:
-        raise RequestError(f"{name} must be at least 1, got {value}")
-    return value
+    if value is None:
+        raise RequestError(f"{name} must be an integer, got None")
+    check_count(name, value)
+    return operator.index(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import CheckpointNotFoundError, TokenizerError
+from ..errors import CheckpointNotFoundError, TokenizerError, shown
 from .conversion import converted
 from .json_file import load_json
 from .rank_file import parse_ranks, special_names
@@ -105,9 +105,9 @@ class Tokenizer:
             TokenizerError: One of these files is damaged.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            hint = "; for a single file use Tokenizer.from_file" if folder.is_file() else ""
-            raise CheckpointNotFoundError(f"{folder} is not a folder{hint}")
+        if not os.path.isdir(folder):  # of any name, where Path.is_dir may raise
+            hint = "; for a single file use Tokenizer.from_file" if os.path.isfile(folder) else ""
+            raise CheckpointNotFoundError(f"{shown(str(folder))} is not a folder{hint}")
         for name in ("tokenizer.json", "tokenizer.model"):
             if (folder / name).is_file():
                 return cls._load(folder / name, read_settings(folder))
@@ -118,12 +118,17 @@ class Tokenizer:
 
     @classmethod
     def _load(cls, path: Path, settings: dict[str, Any]) -> Tokenizer:
-        if path.is_dir():
-            raise TokenizerError(f"{path} is a folder; use Tokenizer.from_dir")
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             raise CheckpointNotFoundError(f"tokenizer file {path} does not exist") from None
+        except IsADirectoryError:
+            raise TokenizerError(f"{path} is a folder; use Tokenizer.from_dir") from None
+        except (OSError, ValueError) as error:  # the latter for names that no file can have
+            reason = getattr(error, "strerror", None) or error
+            raise TokenizerError(
+                f"tokenizer file {shown(str(path))} cannot be read: {reason}"
+            ) from error
         if data.startswith(b"version https://git-lfs"):
             raise TokenizerError(
                 f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
@@ -225,6 +230,8 @@ class Tokenizer:
         Raises:
             TokenizerError: A negative id.
         """
+        if not isinstance(ids, Iterable):
+            raise TypeError(f"ids to decode must be a list of integers, not {type(ids).__name__}")
         piece = self._piece
         return b"".join([piece(i, skip_special) for i in ids]).decode("utf-8", "replace")
 
@@ -266,11 +273,13 @@ class Tokenizer:
         Raises:
             TokenizerError: The tokenizer has no such special token.
         """
-        for spelling in (name, f"<|{name}|>"):
+        for spelling in (name, f"<|{name}|>") if isinstance(name, str) else ():
             if spelling in self.special_tokens:
                 return self.special_tokens[spelling]
         known = ", ".join(n for n in self.special_tokens if "reserved" not in n)
-        raise TokenizerError(f"no special token {name!r}; this tokenizer has: {known or 'none'}")
+        raise TokenizerError(
+            f"no special token {shown(name)}; this tokenizer has: {known or 'none'}"
+        )
 
     def is_special(self, token_id: int) -> bool:
         """Whether ``token_id`` is a special token."""
@@ -314,7 +323,10 @@ class StreamDecoder:
 
 
 def _checked_id(token_id: int) -> int:
-    index = operator.index(token_id)
+    try:
+        index = operator.index(token_id)
+    except TypeError:
+        raise TokenizerError(f"a token id is an integer, got {shown(token_id)}") from None
     if index < 0:
-        raise TokenizerError(f"token id {index} is negative")
+        raise TokenizerError(f"token id {shown(index)} is negative")
     return index
