@@ -288,6 +288,5 @@ def test_launches_of_a_layer(
         "matmul_decode": 4 * 4,
         "rope_cache": 4,
         "attend_decode": 4,
-        "attend_decode_merge": 4,
         "router": mixtures,
     }
