@@ -160,10 +160,10 @@ def _attention(name: str, sealed: int, context: int, stages: int) -> Residence:
 
 RESIDENCES = (
     _decode("qkv", 1, 0, 7168 // 16),
-    _decode("o", 1, 0, 5120 // 16),
+    _decode("o", 1, 3, 5120 // 16),
     _decode("gate, up of two experts", 1, 2, 2 * 8192 // 16),
-    _decode("down of two experts", 1, 0, 2 * 5120 // 16),
-    _decode("down of two experts", 16, 0, 2 * 5120 // 16),
+    _decode("down of two experts", 1, 3, 2 * 5120 // 16),
+    _decode("down of two experts", 16, 3, 2 * 5120 // 16),
     _attention("attention of 8K, bf16", 0, 8192, 2),
     _attention("attention of 128K, bf16", 0, 131072, 2),
     _attention("attention of 128K, int8", 1, 131072, 2),

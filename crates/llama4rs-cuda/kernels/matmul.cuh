@@ -96,7 +96,7 @@ DEVICE u32 x_row(const MatmulArgs &args, const Work &work, u32 i) {
 DEVICE const u16 *activations(const MatmulArgs &args, const Work &work, u32 i) {
   return args.x + (u64)x_row(args, work, i) * args.cols;
 }
-// What multiplies the products of row `i` of the work, of whose norm `factor` is left; every kernel in this order.
-DEVICE float row_scale(const MatmulArgs &args, const Work &work, u32 i, float factor) {
-  return work.order && args.weights ? factor * args.weights[assignment(work, i)] : factor;
+// What multiplies the products of assignment `at`, of whose norm `factor` is left; every kernel in this order.
+DEVICE float row_scale(const MatmulArgs &args, const Work &work, u32 at, float factor) {
+  return work.order && args.weights ? factor * args.weights[at] : factor;
 }

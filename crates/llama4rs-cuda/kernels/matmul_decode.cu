@@ -18,6 +18,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   constexpr u32 AHEAD = PANELS * PIECES<KIND> >= 8 ? 1 : PANELS * PIECES<KIND> >= 4 ? 2 : 4;
   SHARED float4 parts[SLICES][PANELS * TILES][WARP];
   SHARED float factors[8 * TILES];
+  SHARED u32 rows_of[8 * TILES]; // of the result
   constexpr bool ENDS = EPILOGUE == RESIDUAL;
   static_assert(!ENDS || PANELS == 1, "a block has all of a panel");
   SHARED float stream_ahead[ENDS ? 8 * TILES * PanelAhead<8 * TILES>::PITCH : 1], weights_ahead[ENDS ? PANEL : 1];
@@ -40,7 +41,11 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   // Columns without a token get the first one's values: nobody reads what becomes of them.
   const u16 *x[TILES];
 #pragma unroll
-  for (u32 n = 0; n < TILES; n++) x[n] = activations(args, work, n * 8 + g < work.count ? n * 8 + g : 0) + t * 8;
+  for (u32 n = 0; n < TILES; n++) {
+    u32 token = n * 8 + g < work.count ? n * 8 + g : 0;
+    x[n] = activations(args, work, token) + t * 8;
+    if (slice == 0 && t == 0) rows_of[n * 8 + g] = assignment(work, token);
+  }
 
   u32 tile = slice * tiles / SLICES, end = (slice + 1) * tiles / SLICES;
   float sums[PANELS][TILES][4] = {};
@@ -126,8 +131,11 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     load_x(0, true), load_x(1, true);
   }
   // While the first weights are on their way.
+  u32 blocks = 0;
   if constexpr (ENDS) {
-    if (!args.end.tickets) panel_ahead.start(args.end, work.row_block, work.count, work.job->rows);
+    // Of a mixture's panel there is a block for each tile of the shared expert and of the routed ones.
+    if (args.end.tickets) blocks = ceil_div(args.tokens, 8 * TILES) + *args.num_tiles;
+    else panel_ahead.start(args.end, work.row_block, work.count, work.job->rows);
   }
   for (u32 i = slice; i < work.count; i += SLICES) {
     float factor = !ENDS && args.norm.squares ? row_factor(args.norm, x_row(args, work, i), args.cols) : 1.0f;
@@ -155,37 +163,39 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
       sum[0] += w.x, sum[1] += w.y, sum[2] += w.z, sum[3] += w.w;
     }
   };
-  PanelLane panel_lane{work.row_block, slice * 8, args.tokens, work.job->rows}; // RESIDUAL
-  if constexpr (ENDS) {
-    if (!args.end.tickets) {
-      float sum[4] = {};
-      if (slice >= TILES) return;
-      total(slice, sum);
-      panel_ahead.end_half_with(args.end, panel_lane, sum);
-      return;
-    }
-  }
+  bool stores = !ENDS || args.end.tickets;
   constexpr u32 FRAGMENTS = EPILOGUE == SWIGLU ? TILES : PANELS * TILES;
 #pragma unroll 1
-  for (u32 fragment = slice; fragment < FRAGMENTS; fragment += SLICES) {
+  for (u32 fragment = slice; stores && fragment < FRAGMENTS; fragment += SLICES) {
     float sum[4] = {}, up[4] = {};
     total(fragment, sum);
     if constexpr (EPILOGUE == SWIGLU) total(TILES + fragment, up);
     u32 row = work.row_block * BLOCK_ROWS + fragment / TILES * PANEL + g;
+    u32 token = fragment % TILES * 8 + t * 2;
+    float scale[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++)
+      if (token + i < work.count) scale[i] = row_scale(args, work, rows_of[token + i], factors[token + i]);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-      u32 token = fragment % TILES * 8 + t * 2 + i % 2, n = row + i / 2 * 8;
-      if (token < work.count && n < work.job->rows) {
-        float scale = row_scale(args, work, token, factors[token]);
-        finish<EPILOGUE>(work.job->out, (u64)assignment(work, token) * work.job->rows + n, sum[i], up[i], scale);
-      }
+      u32 n = row + i / 2 * 8;
+      if (token + i % 2 < work.count && n < work.job->rows)
+        finish<EPILOGUE>(work.job->out, (u64)rows_of[token + i % 2] * work.job->rows + n, sum[i], up[i], scale[i % 2]);
     }
   }
   if constexpr (ENDS) {
-    // Of a panel there is a block for each tile of the shared expert and of the routed ones.
-    u32 blocks = ceil_div(args.tokens, 8 * TILES) + *args.num_tiles;
-    if (is_last_block(args.end.tickets + work.row_block, blocks) && panel_lane.first_token < args.tokens)
-      end_mixture(args.end, panel_lane);
+    PanelLane panel{work.row_block, slice * 8, args.tokens, work.job->rows};
+    float x[4], w[2];
+    if (stores) {
+      if (!is_last_block(args.end.tickets + work.row_block, blocks) || panel.first_token >= args.tokens) return;
+      add_mixture(args.end, panel, x, w);
+    } else {
+      if (slice >= TILES) return;
+      float sum[4] = {};
+      total(slice, sum);
+      panel_ahead.add(args.end, panel, sum, x, w);
+    }
+    end_half(args.end, panel, x, w);
   }
 }
 

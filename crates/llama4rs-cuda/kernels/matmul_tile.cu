@@ -186,7 +186,7 @@ DEVICE void matmul_tile(const MatmulArgs &args) {
       if (token >= work.count) continue;
       u32 at = assignment(work, token);
       float scale = 1.0f;
-      if constexpr (!SPLIT) scale = row_scale(args, work, token, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
+      if constexpr (!SPLIT) scale = row_scale(args, work, at, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
 #pragma unroll
       for (u32 p = 0; p < (EPILOGUE == SWIGLU ? 1 : 2); p++)
 #pragma unroll

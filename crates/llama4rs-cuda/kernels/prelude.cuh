@@ -153,28 +153,22 @@ DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory");
 template <int PENDING> DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
-DEVICE u32 load_acquire(const u32 *pointer) {
-  u32 v;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(pointer) : "memory");
-  return v;
-}
-DEVICE u32 add_release(u32 *pointer, u32 x) {
+// What this thread saw written comes before, what others wrote before they added is seen after. The value before.
+DEVICE u32 add_acquire_release(u32 *pointer, u32 x) {
   u32 before;
-  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
                : "=r"(before) : "l"(pointer), "r"(x) : "memory");
   return before;
 }
+
 // Whether this block is the last of the `blocks` that call with a ticket; what all of them wrote before is there for it.
 // The ticket is zero before, and afterwards. All threads of a block call, and get the answer.
 DEVICE bool is_last_block(u32 *ticket, u32 blocks) {
   SHARED u32 last;
   __syncthreads(); // what the block's other threads wrote comes before the release
   if (threadIdx.x == 0) {
-    last = add_release(ticket, 1) + 1 == blocks;
-    if (last) {
-      load_acquire(ticket);
-      *ticket = 0;
-    }
+    last = add_acquire_release(ticket, 1) + 1 == blocks;
+    if (last) *ticket = 0;
   }
   __syncthreads();
   return last;

@@ -48,24 +48,17 @@ DEVICE void end_half(const ResidualEnd &end, const PanelLane &lane, const float 
   }
 }
 
-DEVICE void norm_weights(const ResidualEnd &end, const PanelLane &lane, float (&w)[2]) {
-#pragma unroll
-  for (u32 i = 0; i < 2; i++) w[i] = end.weight && lane.column(2 * i) < lane.width ? __ldg(end.weight + lane.column(2 * i)) : 0.0f;
-}
-
 // The last block of a mixture's panel: x + the shared expert + the routed ones, which other blocks wrote.
-DEVICE void end_mixture(const ResidualEnd &end, const PanelLane &lane) {
-  float x[4], w[2];
+DEVICE void add_mixture(const ResidualEnd &end, const PanelLane &lane, float (&x)[4], float (&w)[2]) {
 #pragma unroll
-  for (u32 i = 0; i < 4; i++) {
-    x[i] = 0.0f;
-    if (!lane.has(i)) continue;
-    x[i] = end.x[lane.at(i)] + __ldcg(end.shared + lane.at(i));
-    for (u32 choice = 0; choice < end.top_k; choice++)
-      x[i] += __ldcg(end.routed + ((u64)lane.token(i) * end.top_k + choice) * lane.width + lane.column(i));
-  }
-  norm_weights(end, lane, w);
-  end_half(end, lane, x, w);
+  for (u32 i = 0; i < 4; i++) x[i] = lane.has(i) ? end.x[lane.at(i)] + __ldcg(end.shared + lane.at(i)) : 0.0f;
+#pragma unroll 1
+  for (u32 choice = 0; choice < end.top_k; choice++)
+#pragma unroll
+    for (u32 i = 0; i < 4; i++)
+      if (lane.has(i)) x[i] += __ldcg(end.routed + ((u64)lane.token(i) * end.top_k + choice) * lane.width + lane.column(i));
+#pragma unroll
+  for (u32 i = 0; i < 2; i++) w[i] = end.weight && lane.column(2 * i) < lane.width ? end.weight[lane.column(2 * i)] : 0.0f;
 }
 
 // The residual stream and the norm's weights of one panel, on their way while the products are computed.
@@ -84,12 +77,12 @@ template <u32 TOKENS> struct PanelAhead {
     }
     copy_commit();
   }
-  // Behind a wait for the copies and a barrier: adds the products of a panel's lane.
-  DEVICE void end_half_with(const ResidualEnd &end, const PanelLane &lane, const float (&products)[4]) const {
+  // Behind a wait for the copies and a barrier: x + the products.
+  DEVICE void add(const ResidualEnd &end, const PanelLane &lane, const float (&products)[4], float (&sum)[4], float (&w)[2]) const {
     u32 g = threadIdx.x % WARP / 4;
-    float sum[4], w[2] = {end.weight ? weights[g] : 0.0f, end.weight ? weights[g + 8] : 0.0f};
 #pragma unroll
     for (u32 i = 0; i < 4; i++) sum[i] = x[lane.token(i) * PITCH + g + i / 2 * 8] + products[i];
-    end_half(end, lane, sum, w);
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) w[i] = end.weight ? weights[g + i * 8] : 0.0f;
   }
 };
