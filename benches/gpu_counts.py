@@ -152,10 +152,13 @@ def _decode(name: str, tokens: int, finish: int, blocks: int) -> Residence:
     return Residence(f"{name}, {tokens} tokens", kernel, 128, blocks, ahead)
 
 
-def _attention(name: str, sealed: int, context: int, stages: int) -> Residence:
-    kernel = f"attention_decode.cu attend_decode HEAD_DIM=128,SEALED_PAGES={sealed}"
-    page = 64 * 128 * 2 * (1 if sealed else 2)
-    return Residence(name, kernel, 128, context // 256 * 8, stages * page, 3 * 4 * 64 * 128)
+def _attention(name: str, sealed: int, context: int) -> Residence:
+    kernel = f"attention_decode.cu attend_decode HEAD_DIM=128,ROW_TILES=1,SEALED_PAGES={sealed}"
+    # One of a warp's two slots is under way while it computes from the other.
+    under_way = 4 * 64 * 128
+    pages = context // 64
+    splits = min(pages, 128) // 4 + max(min(pages, 512) - 128, 0) // 8 + max(pages - 512, 0) // 32
+    return Residence(name, kernel, 128, splits * 8, under_way, 544 * 128)
 
 
 RESIDENCES = (
@@ -164,7 +167,7 @@ RESIDENCES = (
     _decode("gate, up of two experts", 1, 2, 2 * 8192 // 16),
     _decode("down of two experts", 1, 3, 2 * 5120 // 16),
     _decode("down of two experts", 16, 3, 2 * 5120 // 16),
-    _attention("attention of 8K, bf16", 0, 8192, 2),
-    _attention("attention of 128K, bf16", 0, 131072, 2),
-    _attention("attention of 128K, int8", 1, 131072, 2),
+    _attention("attention of 8K, bf16", 0, 8192),
+    _attention("attention of 128K, bf16", 0, 131072),
+    _attention("attention of 128K, int8", 1, 131072),
 )

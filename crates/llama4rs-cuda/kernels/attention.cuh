@@ -13,8 +13,8 @@
 //
 // Exact pages are multiplied as bf16. Of sealed pages the codes are: as IEEE halves code - 128, which are exact,
 // with queries times key steps, and weights times value steps, rounded to halves; the products with centres
-// are added in single precision. A power of two for each row keeps its queries, and one for all the weights,
-// where halves are normal numbers: a step is below 515.
+// are added in single precision. Powers of two, of each row for its queries and of each page for its steps, and
+// one for all weights, keep them where halves are normal numbers and products do not overflow.
 //
 // One definition for every number of rows, so that a row's bits depend on its position only: a page has
 // its own maximum and sums; pages are merged in order into a split's, splits in order into a row's (Merge
@@ -119,7 +119,7 @@ template <u32 D, u32 TILES> struct Queries {
       }
   }
 
-  // To IEEE halves, each row divided by the power of two that brings its largest to 32..64.
+  // To IEEE halves, each row divided by the power of two that brings its largest to 2^14..2^15.
   DEVICE void to_f16(float (&powers)[TILES][2], u32 t) {
 #pragma unroll
     for (u32 r = 0; r < TILES; r++) {
@@ -131,7 +131,7 @@ template <u32 D, u32 TILES> struct Queries {
           largest = fmaxf(largest, fmaxf(fabsf(bf16_low(b[r][s][i])), fabsf(bf16_high(b[r][s][i]))));
       largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
-      u32 exponent = min(254u, 259u - (__float_as_uint(largest) >> 23));
+      u32 exponent = min(254u, 268u - (__float_as_uint(largest) >> 23));
       float power = __uint_as_float(exponent << 23), inverse = __uint_as_float((254u - exponent) << 23);
 #pragma unroll
       for (u32 s = 0; s < D / 16; s++)
@@ -150,11 +150,30 @@ DEVICE void decode_codes(u32 word, u32 &first, u32 &second) {
   second = f16_add2(__byte_perm(word, 0x64646464u, 0x4342), 0xE480E480u);
 }
 
+// What a page's steps are multiplied with so that the largest becomes 1/2..1, as halves and as its exponent.
+struct StepPower {
+  u32 halves;
+  i32 exponent;
+
+  // Steps of which the lanes with the same t have the largest.
+  DEVICE explicit StepPower(u32 largest) {
+    largest = f16_max2(largest, __shfl_xor_sync(FULL_WARP, largest, 1));
+    largest = f16_max2(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
+    exponent = 14 - (i32)(max(largest >> 16, largest & 0xFFFF) >> 10);
+    halves = (15 + exponent) * 0x04000400u;
+  }
+  // 2^exponent, or its inverse.
+  DEVICE float value() const { return __uint_as_float((127 + exponent) << 23); }
+  DEVICE float inverse() const { return __uint_as_float((127 - exponent) << 23); }
+};
+DEVICE u32 largest_of(uint4 v) { return f16_max2(f16_max2(v.x, v.y), f16_max2(v.z, v.w)); }
+
 // Products of a page's 64 keys with tiles of rows, and their weights in the sums.
 template <u32 D, u32 TILES> struct Scores {
   float score[4][TILES][4]; // tile of keys; key g, then + 8: rows 2t, 2t + 1
   float centre[TILES][2];   // what the rows' products with centres add to each score of a sealed page
   float maximum[TILES][2];  // what exponents are taken against
+  float step;               // what a sealed page's steps were divided by
 
   DEVICE void clear() {
 #pragma unroll
@@ -182,6 +201,12 @@ template <u32 D, u32 TILES> struct Scores {
   DEVICE void add_sealed(const Queries<D, TILES> &queries, const u8 *keys, u32 g, u32 t) {
     using Shape = PageShape<D>;
     float centres_sum[TILES][4] = {};
+    u32 largest = 0;
+#pragma unroll
+    for (u32 j = 0; j < D / 32; j++)
+      largest = f16_max2(largest, largest_of(*(const uint4 *)(keys + Shape::KEY_STEPS + (j * 32 + t * 8) * 2)));
+    StepPower power(largest);
+    step = power.inverse();
 #pragma unroll
     for (u32 j = 0; j < D / 32; j++) {
       const u8 *channels = keys + (j * 32 + t * 8) * 2;
@@ -190,12 +215,12 @@ template <u32 D, u32 TILES> struct Scores {
 #pragma unroll
       for (u32 i = 0; i < 2; i++) {
         u32 every_row[4] = {centres[2 * i], centres[2 * i], centres[2 * i + 1], centres[2 * i + 1]};
-        u32 scaled[TILES][2];
+        u32 scaled[TILES][2], low = f16_mul2(steps[2 * i], power.halves), high = f16_mul2(steps[2 * i + 1], power.halves);
 #pragma unroll
         for (u32 r = 0; r < TILES; r++) {
           const u32 (&q)[2] = queries.b[r][2 * j + i];
           mma_f16(centres_sum[r], every_row, q[0], q[1]);
-          scaled[r][0] = f16_mul2(q[0], steps[2 * i]), scaled[r][1] = f16_mul2(q[1], steps[2 * i + 1]);
+          scaled[r][0] = f16_mul2(q[0], low), scaled[r][1] = f16_mul2(q[1], high);
         }
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
@@ -233,7 +258,7 @@ template <u32 D, u32 TILES> struct Scores {
       for (u32 i = 0; i < 4; i++) {
         float factor = scale * powers[r][i % 2], base = centre[r][i % 2] * factor;
 #pragma unroll
-        for (u32 m = 0; m < 4; m++) score[m][r][i] = fmaf(score[m][r][i], factor, base);
+        for (u32 m = 0; m < 4; m++) score[m][r][i] = fmaf(score[m][r][i], factor * step, base);
       }
   }
   // Hides the keys of an exact page from `visible` on.
@@ -247,7 +272,7 @@ template <u32 D, u32 TILES> struct Scores {
           if (m * 16 + i / 2 * 8 + g >= visible[r][i % 2]) score[m][r][i] = -infinity();
   }
 
-  // Scores to weights: the largest of a row is near 2^6.
+  // Scores to weights: the largest of a row is near 2^15.
   DEVICE void exponents() {
 #pragma unroll
     for (u32 r = 0; r < TILES; r++)
@@ -258,7 +283,7 @@ template <u32 D, u32 TILES> struct Scores {
         for (u32 m = 1; m < 4; m++) largest = fmaxf(largest, fmaxf(score[m][r][i], score[m][r][i + 2]));
 #pragma unroll
         for (u32 lanes = 4; lanes < WARP; lanes *= 2) largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, lanes));
-        maximum[r][i] = largest - 6.0f;
+        maximum[r][i] = largest - 15.0f;
         float against = largest == -infinity() ? 0.0f : maximum[r][i];
 #pragma unroll
         for (u32 m = 0; m < 4; m++)
@@ -289,13 +314,18 @@ template <u32 D, u32 TILES> struct Weights {
     }
   }
 
-  DEVICE void of_sealed(const Scores<D, TILES> &scores, const u8 *values, u32 t) {
+  // What the values' steps are divided by goes to the maxima.
+  DEVICE void of_sealed(Scores<D, TILES> &scores, const u8 *values, u32 t) {
+    const u8 *tokens = values + t * 16; // keys 8t .. of either half
+    uint4 steps_of[2] = {*(const uint4 *)(tokens + PageShape<D>::VALUE_STEPS), *(const uint4 *)(tokens + PageShape<D>::VALUE_STEPS + 64)};
+    StepPower power(f16_max2(largest_of(steps_of[0]), largest_of(steps_of[1])));
     float total[TILES][4] = {};
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
-      const u8 *tokens = values + (half * 32 + t * 8) * 2;
-      uint4 c = *(const uint4 *)tokens, d = *(const uint4 *)(tokens + PageShape<D>::VALUE_STEPS);
+      uint4 c = *(const uint4 *)(tokens + half * 64), d = steps_of[half];
       u32 centres[4] = {c.x, c.y, c.z, c.w}, steps[4] = {d.x, d.y, d.z, d.w};
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) steps[i] = f16_mul2(steps[i], power.halves);
 #pragma unroll
       for (u32 r = 0; r < TILES; r++) {
         // Of keys 4g + i to keys 8t + i, 8t + 4 + i.
@@ -307,8 +337,7 @@ template <u32 D, u32 TILES> struct Weights {
         }
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-          u32 order = i ? 0x7632 : 0x5410, first = __byte_perm(pairs[0], pairs[1], order);
-          u32 second = __byte_perm(pairs[2], pairs[3], order);
+          u32 order = i ? 0x7632 : 0x5410, first = __byte_perm(pairs[0], pairs[1], order), second = __byte_perm(pairs[2], pairs[3], order);
           // Rows 0..7 sum up weights, rows 8..15 their products with centres.
           u32 a[4] = {0x3C003C00u, centres[2 * i], 0x3C003C00u, centres[2 * i + 1]};
           mma_f16(total[r], a, first, second);
@@ -319,7 +348,10 @@ template <u32 D, u32 TILES> struct Weights {
 #pragma unroll
     for (u32 r = 0; r < TILES; r++)
 #pragma unroll
-      for (u32 i = 0; i < 2; i++) sum[r][i] = total[r][i], centre[r][i] = total[r][i + 2];
+      for (u32 i = 0; i < 2; i++) {
+        sum[r][i] = total[r][i] * power.value(), centre[r][i] = total[r][i + 2] * power.value();
+        scores.maximum[r][i] -= (float)power.exponent;
+      }
   }
 
   // Where the sums of a tile of channels begin.

@@ -47,4 +47,4 @@ pub use ops::sample::Tokens;
 pub use tensor::{Matrix, Routing, Tensor, Vector};
 
 /// Counts the changes of the kernels' results: stored keys and values of another count are not used.
-pub(crate) const NUMERICS: u32 = 3;
+pub(crate) const NUMERICS: u32 = 4;

@@ -182,7 +182,7 @@ proptest! {
     fn attention(
         sealed in any::<bool>(),
         kv_heads in 1usize..=2,
-        group in 1usize..=6,
+        group in 1usize..=16,
         head_dim in prop::sample::select(vec![64usize, 128]),
         before in 0usize..700,
         count in prop_oneof![2 => 1usize..=3, 1 => 4usize..=40, 1 => 41usize..=80],
