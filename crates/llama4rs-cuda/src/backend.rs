@@ -1,7 +1,7 @@
 //! [`Backend`] for [`Cuda`]: shape checks, then the launches of one operation.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use llama4rs_tensor::check::{
     require, require_below, require_columns, require_heads, require_layer, require_shape,
@@ -9,7 +9,7 @@ use llama4rs_tensor::check::{
 };
 use llama4rs_tensor::format::GROUP_SIZES;
 use llama4rs_tensor::{
-    Backend, Bytes, Draw, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan,
+    Backend, Bytes, Draw, Error, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MatrixUse,
     MixtureWeights, Norm, PackedMatrix, PageForm, PageId, Placement, Residual, Result, Slot,
 };
 
@@ -107,6 +107,14 @@ impl Backend for Cuda {
         fragments.map_or_else(|| Matrix::upload(&self.gpu, &packed), Ok)
     }
 
+    fn expect(&self, weights: &Matrix, usage: MatrixUse) {
+        self.expect_products(weights, usage);
+    }
+
+    fn get_ready(&self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) {
+        self.gpu.library.wait(progress);
+    }
+
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Tensor) -> Result<()> {
         require_single("embed", table.stack)?;
         require_below("embed", "ids", ids, table.rows)?;
@@ -180,7 +188,9 @@ impl Backend for Cuda {
     }
 
     fn kv_pool(&self, geometry: KvGeometry) -> Result<KvPages> {
-        KvPages::new(geometry)
+        let pool = KvPages::new(geometry)?;
+        self.expect_pages(&geometry);
+        Ok(pool)
     }
 
     fn kv_reserve(&self, pool: &mut KvPages, form: PageForm, num_pages: usize) -> Result<()> {

@@ -101,6 +101,12 @@ impl Cuda {
         self.gpu.synchronize()
     }
 
+    /// Files of kernels that were compiled when they were needed: nobody [expected](llama4rs_tensor::Backend::expect)
+    /// them.
+    pub fn unexpected_kernels(&self) -> Vec<&'static str> {
+        self.gpu.library.unexpected()
+    }
+
     /// Queues a kernel.
     pub(crate) fn launch(&self, launch: Launch<'_>, arguments: &impl Arguments) -> Result<()> {
         match launch.blocks.contains(&0) {

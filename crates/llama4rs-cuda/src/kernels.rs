@@ -1,11 +1,12 @@
 //! The kernels' sources, and the code that was made of them.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
 use llama4rs_tensor::Result;
 
-use crate::binaries::Binaries;
+use crate::compiler::Compiler;
 use crate::gpu::Gpu;
 use crate::module::{Kernel, Module};
 use crate::nvrtc::{Architecture, Compiled, Nvrtc};
@@ -119,7 +120,12 @@ impl KernelSource {
         nvrtc.compile(self.name, &self.full_text(), architecture, &options(architecture, constants))
     }
 
-    fn full_text(&self) -> String {
+    /// Bytes of the file and its headers, which say roughly how long it takes to compile.
+    pub(crate) fn len(&self) -> usize {
+        self.text.len() + self.headers.iter().map(|(_, text)| text.len()).sum::<usize>()
+    }
+
+    pub(crate) fn full_text(&self) -> String {
         let mut text = PRELUDE.to_owned();
         for (name, part) in self.headers.iter().chain(&[(self.name, self.text)]) {
             text += &format!("\n#line 1 \"{name}\"\n{part}");
@@ -128,7 +134,7 @@ impl KernelSource {
     }
 }
 
-fn options(architecture: &Architecture, constants: &[(&str, u32)]) -> Vec<String> {
+pub(crate) fn options(architecture: &Architecture, constants: &[(&str, u32)]) -> Vec<String> {
     // 177: a header's constant that this file has no use for.
     // The execution space is that of lambdas with types for arguments.
     let always = [
@@ -147,9 +153,7 @@ fn options(architecture: &Architecture, constants: &[(&str, u32)]) -> Vec<String
 
 /// The compiler, and what was loaded onto a device.
 pub(crate) struct Library {
-    nvrtc: Nvrtc,
-    architecture: Architecture,
-    binaries: Binaries,
+    compiler: Compiler,
     loaded: Mutex<Loaded>,
 }
 
@@ -158,6 +162,7 @@ struct Loaded {
     modules: HashMap<(&'static str, Constants), Module>,
     /// Few enough to be looked through, which needs no key.
     kernels: Vec<LoadedKernel>,
+    unexpected: Vec<&'static str>,
 }
 
 struct LoadedKernel {
@@ -170,13 +175,12 @@ struct LoadedKernel {
 
 impl Library {
     pub fn new(nvrtc: Nvrtc, architecture: Architecture) -> Self {
-        let binaries = Binaries::of_user();
-        Self { nvrtc, architecture, binaries, loaded: Mutex::default() }
+        Self { compiler: Compiler::new(nvrtc, architecture), loaded: Mutex::default() }
     }
 
     /// The version of the compiler.
     pub fn compiler_version(&self) -> (u32, u32) {
-        self.nvrtc.version()
+        self.compiler.version()
     }
 
     /// A kernel of `source` compiled with `constants`, which may use `shared`
@@ -184,13 +188,13 @@ impl Library {
     pub fn kernel(
         &self,
         gpu: &Gpu,
-        source: &KernelSource,
+        source: &'static KernelSource,
         name: &'static str,
         constants: &[(&'static str, u32)],
         shared: usize,
     ) -> Result<Kernel> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let Loaded { modules, kernels } = &mut *loaded;
+        let Loaded { modules, kernels, unexpected } = &mut *loaded;
         let known = kernels.iter().position(|known| {
             known.shared == shared
                 && known.constants == constants
@@ -205,7 +209,14 @@ impl Library {
         let module = match modules.entry((source.name, constants.to_vec())) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(self.load(gpu, source, constants)?)
+                if !self.compiler.expects(source, constants) {
+                    unexpected.push(source.name);
+                }
+                let load = |code: Vec<u8>| Module::load(gpu, source.name, &code);
+                let module = self.compiler.code(source, constants).and_then(load);
+                // What was kept may be of no use to another driver.
+                let again = |_| self.compiler.new_code(source, constants).and_then(load);
+                entry.insert(module.or_else(again)?)
             }
         };
         let kernel = module.kernel(gpu, name, shared)?;
@@ -214,20 +225,20 @@ impl Library {
         Ok(kernel)
     }
 
-    fn load(&self, gpu: &Gpu, source: &KernelSource, constants: &[(&str, u32)]) -> Result<Module> {
-        let version = format!("{:?}", self.nvrtc.version());
-        let options = options(&self.architecture, constants).join("\n");
-        let text = source.full_text();
-        let key = Binaries::key(&[&text, &options, &version, self.architecture.name()]);
-        if let Some(code) = self.binaries.load(&key) {
-            if let Ok(module) = Module::load(gpu, source.name, &code) {
-                return Ok(module);
-            }
-        }
-        let compiled = source.compile(&self.nvrtc, &self.architecture, constants)?;
-        let module = Module::load(gpu, source.name, &compiled.code)?;
-        self.binaries.store(&key, &compiled.code);
-        Ok(module)
+    /// Begins to compile a file of kernels that will be needed.
+    pub fn expect(&self, source: &'static KernelSource, constants: &[(&'static str, u32)]) {
+        self.compiler.expect(source, constants.to_vec());
+    }
+
+    /// Files of kernels that were loaded and not expected.
+    pub fn unexpected(&self) -> Vec<&'static str> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.unexpected.clone()
+    }
+
+    /// Waits for what is expected; see [`Compiler::wait`].
+    pub fn wait(&self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) {
+        self.compiler.wait(progress);
     }
 
     /// Gives all code back to the driver.

@@ -6,7 +6,7 @@
 //!
 //! - `driver` looks for the driver and its devices; `gpu` is an opened one;
 //! - `memory`, `upload` and `module` are thin owners of what the driver hands out;
-//! - `nvrtc` compiles, `binaries` keeps what was compiled on disk, `resources`
+//! - `nvrtc` compiles, `compiler` does it on several threads, `binaries` keeps what was compiled on disk, `resources`
 //!   reads the compiler's report;
 //! - `kernels/*.cu` are the kernels, `kernels/prelude.cuh` what they are
 //!   compiled behind; each file of `src/ops` launches those of one family.
@@ -18,6 +18,7 @@
 mod arguments;
 mod backend;
 mod binaries;
+mod compiler;
 mod cuda;
 mod driver;
 mod error;

@@ -2,7 +2,7 @@
 
 use llama4rs_checkpoint::{AttentionKind, FeedForwardKind, TextConfig, WeightSource};
 use llama4rs_kv_cache::LayerKv;
-use llama4rs_tensor::{Backend, KvDtype};
+use llama4rs_tensor::{Backend, KvDtype, MatrixUse};
 
 use crate::attention::{Attention, Position};
 use crate::block::Block;
@@ -18,15 +18,19 @@ impl<B: Backend> Llama4<B> {
         let config = source.config().text.clone();
         let loader = Loader { backend, source, config: &config };
         let places = kv_layout(&config, KvDtype::F32).places();
+        let embed_tokens = loader.matrix("embed_tokens", MatrixUse::Lookup)?;
+        if config.tie_word_embeddings {
+            backend.expect(&embed_tokens, MatrixUse::Product);
+        }
         let blocks = places.into_iter().enumerate().map(|(i, kv)| loader.block(i, kv));
         Ok(Self {
             frequencies: RotaryFrequencies::new(&config),
-            embed_tokens: loader.matrix("embed_tokens")?,
+            embed_tokens,
             blocks: blocks.collect::<Result<_>>()?,
             norm: loader.norm("norm")?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(loader.matrix("lm_head")?),
+                false => Some(loader.matrix("lm_head", MatrixUse::Product)?),
             },
             config,
         })
@@ -58,10 +62,10 @@ impl<B: Backend> Loader<'_, B> {
             (false, _) => Position::None,
         };
         Ok(Attention {
-            q_proj: self.matrix(&format!("{prefix}.q_proj"))?,
-            k_proj: self.matrix(&format!("{prefix}.k_proj"))?,
-            v_proj: self.matrix(&format!("{prefix}.v_proj"))?,
-            o_proj: self.matrix(&format!("{prefix}.o_proj"))?,
+            q_proj: self.matrix(&format!("{prefix}.q_proj"), MatrixUse::Product)?,
+            k_proj: self.matrix(&format!("{prefix}.k_proj"), MatrixUse::Product)?,
+            v_proj: self.matrix(&format!("{prefix}.v_proj"), MatrixUse::Product)?,
+            o_proj: self.matrix(&format!("{prefix}.o_proj"), MatrixUse::EndOfHalf)?,
             head_dim: self.config.head_dim,
             position,
             qk_norm: self.config.use_qk_norm.then_some(self.config.rms_norm_eps),
@@ -73,7 +77,7 @@ impl<B: Backend> Loader<'_, B> {
         Ok(match self.config.layers[index].feed_forward {
             FeedForwardKind::Dense => FeedForward::Dense(self.swiglu(prefix)?),
             FeedForwardKind::Experts => FeedForward::Experts(MixtureOfExperts {
-                router: self.matrix(&format!("{prefix}.router"))?,
+                router: self.matrix(&format!("{prefix}.router"), MatrixUse::Product)?,
                 experts: self.swiglu(&format!("{prefix}.experts"))?,
                 shared_expert: self.swiglu(&format!("{prefix}.shared_expert"))?,
                 top_k: self.config.experts_per_token,
@@ -83,9 +87,9 @@ impl<B: Backend> Loader<'_, B> {
 
     fn swiglu(&self, prefix: &str) -> Result<SwiGlu<B>> {
         Ok(SwiGlu {
-            gate_proj: self.matrix(&format!("{prefix}.gate_proj"))?,
-            up_proj: self.matrix(&format!("{prefix}.up_proj"))?,
-            down_proj: self.matrix(&format!("{prefix}.down_proj"))?,
+            gate_proj: self.matrix(&format!("{prefix}.gate_proj"), MatrixUse::Gated)?,
+            up_proj: self.matrix(&format!("{prefix}.up_proj"), MatrixUse::Gated)?,
+            down_proj: self.matrix(&format!("{prefix}.down_proj"), MatrixUse::EndOfHalf)?,
         })
     }
 
@@ -94,7 +98,9 @@ impl<B: Backend> Loader<'_, B> {
         Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
     }
 
-    fn matrix(&self, name: &str) -> Result<B::Matrix> {
-        Ok(self.backend.matrix(self.source.matrix(name)?)?)
+    fn matrix(&self, name: &str, usage: MatrixUse) -> Result<B::Matrix> {
+        let matrix = self.backend.matrix(self.source.matrix(name)?)?;
+        self.backend.expect(&matrix, usage);
+        Ok(matrix)
     }
 }

@@ -196,6 +196,8 @@ fn open_on<B: VisionBackend>(
         keep_last_text: wanted.prefix_cache_bytes.is_none(),
     };
     let mut engine = llama4rs_engine::Engine::new(backend, model, vision, settings)?;
+    let mut advance = |done, all| progress.advance("compiling kernels", done, all);
+    engine.backend().get_ready(&mut advance);
     if let Some(wanted_store) = &wanted.kv_store {
         open_store(&mut engine, wanted, wanted_store, numerics, progress)?;
     }

@@ -10,7 +10,7 @@
 //! however many threads run.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use crate::check::require;
 use crate::kv::{KvGeometry, KvSpan, PageForm, PageId, Slot};
@@ -24,6 +24,19 @@ pub struct ExpertWeights<'a, M> {
     pub up: &'a M,
     /// `[expert][hidden, intermediate]`.
     pub down: &'a M,
+}
+
+/// What a model does with a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatrixUse {
+    /// [`Backend::embed`].
+    Lookup,
+    /// [`Backend::matmul`], or a router.
+    Product,
+    /// Gate or up of a feed-forward layer.
+    Gated,
+    /// The last one of a half of a block.
+    EndOfHalf,
 }
 
 /// Where queries and keys stand in their text; see [`Backend::place`].
@@ -153,6 +166,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
     /// Brings packed weights to the device; on the CPU mapped bytes stay mapped.
     fn matrix(&self, packed: PackedMatrix) -> Result<Self::Matrix>;
+
+    /// Says what a matrix will be used for. A device may get ready for it while other weights are on their way.
+    fn expect(&self, weights: &Self::Matrix, usage: MatrixUse) {
+        let _ = (weights, usage);
+    }
+
+    /// Waits until the device is ready for what is [expected](Self::expect), and for the pages of its pools.
+    /// `progress` is told how much of how much is done, and may break off: what is missing is done when it
+    /// is needed.
+    fn get_ready(&self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) {
+        let _ = progress;
+    }
 
     /// `out[t] = table[ids[t]]`.
     fn embed(&self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Tensor) -> Result<()>;

@@ -22,7 +22,8 @@ mod packed;
 mod vision_backend;
 
 pub use backend::{
-    Backend, ExpertWeights, FeedForwardScratch, MixtureWeights, Norm, Placement, Residual,
+    Backend, ExpertWeights, FeedForwardScratch, MatrixUse, MixtureWeights, Norm, Placement,
+    Residual,
 };
 pub use bytes::{AlignedBytes, Bytes, ALIGNMENT};
 pub use draw::Draw;

@@ -27,6 +27,18 @@ pub(crate) fn dtype_constants(dtype: KvDtype) -> [(&'static str, u32); 2] {
     [("KV_BF16", bf16), ("CODE_BITS", dtype.code_bits().unwrap_or(0) as u32)]
 }
 
+/// The constants of `kv_pages.cu`.
+pub(crate) fn kv_constants(geometry: &KvGeometry) -> [(&'static str, u32); 5] {
+    let [bf16, bits] = dtype_constants(geometry.dtype);
+    [
+        ("HEAD_DIM", geometry.head_dim as u32),
+        ("KV_HEADS", geometry.num_kv_heads as u32),
+        ("PAGE_TOKENS", geometry.page_tokens as u32),
+        bf16,
+        bits,
+    ]
+}
+
 impl Cuda {
     fn launch_kv(
         &self,
@@ -36,16 +48,8 @@ impl Cuda {
         threads: u32,
         arguments: &impl Arguments,
     ) -> Result<()> {
-        let [bf16, bits] = dtype_constants(geometry.dtype);
-        let constants = [
-            ("HEAD_DIM", geometry.head_dim as u32),
-            ("KV_HEADS", geometry.num_kv_heads as u32),
-            ("PAGE_TOKENS", geometry.page_tokens as u32),
-            bf16,
-            bits,
-        ];
         let source = &KV_PAGES;
-        let constants = &constants;
+        let constants = &kv_constants(geometry);
         self.launch(Launch { source, kernel, constants, shared: 0, blocks, threads }, arguments)
     }
 

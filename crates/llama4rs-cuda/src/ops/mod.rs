@@ -1,6 +1,7 @@
 //! Launches, one file for each family of kernels. The shapes were checked before.
 
 pub(crate) mod attention;
+pub(crate) mod expected;
 pub(crate) mod experts;
 pub(crate) mod feed_forward;
 pub(crate) mod kv_pages;

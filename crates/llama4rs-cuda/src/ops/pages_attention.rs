@@ -4,7 +4,7 @@
 //! Queries and weights are rounded to bf16, sums are single precision; both
 //! kernels compute a row with the same bits (`kernels/attention.cuh`).
 
-use llama4rs_tensor::{KvDtype, KvSpan, PageForm, Result};
+use llama4rs_tensor::{KvDtype, KvGeometry, KvSpan, PageForm, Result};
 
 use super::kv_pages::{address_of, words};
 use crate::arguments::Structure;
@@ -33,9 +33,13 @@ const RING: usize = 2;
 /// Whether the kernels take these sizes.
 pub(crate) fn suits(pool: &KvPages, heads: usize) -> bool {
     let geometry = pool.geometry();
+    takes(geometry) && heads / geometry.num_kv_heads <= MOST_GROUP
+}
+
+/// Whether the kernels take such pages.
+pub(crate) fn takes(geometry: &KvGeometry) -> bool {
     matches!(geometry.dtype, KvDtype::Bf16 | KvDtype::Int8)
         && matches!(geometry.head_dim, 64 | 128)
-        && heads / geometry.num_kv_heads <= MOST_GROUP
         && geometry.num_kv_heads <= TICKETS
 }
 

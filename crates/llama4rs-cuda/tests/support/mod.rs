@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod operations;
+pub mod scout;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -65,6 +66,18 @@ fn load_simulated_driver() {
     if let Ok(library) = unsafe { libloading::Library::new(library) } {
         std::mem::forget(library);
     }
+}
+
+/// Whether launches do nothing from now on; `false` on a real device.
+pub fn skip_kernels(skip: bool) -> bool {
+    type Skip = unsafe extern "C" fn(i32);
+    // SAFETY: the driver is loaded already; the function is the stand-in's, of this type.
+    unsafe {
+        let Ok(driver) = libloading::Library::new("libcuda.so.1") else { return false };
+        let Ok(function) = driver.get::<Skip>(b"llama4rs_sim_skip_kernels") else { return false };
+        function(skip.into());
+    }
+    true
 }
 
 /// The CPU that everything is compared with.

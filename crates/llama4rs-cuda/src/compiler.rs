@@ -1,0 +1,246 @@
+//! Kernels that will be needed are compiled by several threads, while weights are on their way.
+//!
+//! NVRTC compiles on any number of threads; these end with the last kernel that is expected. Whoever needs
+//! one that waits still compiles it himself.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use llama4rs_tensor::Result;
+
+use crate::binaries::Binaries;
+use crate::kernels::{options, Constants, KernelSource};
+use crate::nvrtc::{Architecture, Nvrtc};
+
+/// A file of kernels with the constants that it is compiled with.
+#[derive(Clone)]
+struct Job {
+    source: &'static KernelSource,
+    constants: Constants,
+}
+
+impl Job {
+    fn is(&self, source: &KernelSource, constants: &[(&'static str, u32)]) -> bool {
+        std::ptr::eq(self.source, source) && self.constants == constants
+    }
+}
+
+/// What becomes of the kernels that are expected.
+#[derive(Default)]
+struct Jobs {
+    /// The slowest last.
+    waiting: Vec<Job>,
+    running: Vec<Job>,
+    /// Code that nobody has asked for yet.
+    done: Vec<(Job, Result<Vec<u8>>)>,
+    /// All that were ever expected.
+    expected: Vec<Job>,
+    threads: usize,
+}
+
+/// The compiler, and what it has made.
+struct Work {
+    nvrtc: Nvrtc,
+    architecture: Architecture,
+    binaries: Binaries,
+    jobs: Mutex<Jobs>,
+    changed: Condvar,
+}
+
+/// NVRTC with a cache and threads.
+pub(crate) struct Compiler {
+    work: Arc<Work>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Work {
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The code of a job, from the cache unless that is of no use.
+    fn code(&self, job: &Job, from_cache: bool) -> Result<Vec<u8>> {
+        let version = format!("{:?}", self.nvrtc.version());
+        let options = options(&self.architecture, &job.constants).join("\n");
+        let text = job.source.full_text();
+        let key = Binaries::key(&[&text, &options, &version, self.architecture.name()]);
+        if let Some(code) = self.binaries.load(&key).filter(|_| from_cache) {
+            return Ok(code);
+        }
+        let compiled = job.source.compile(&self.nvrtc, &self.architecture, &job.constants)?;
+        self.binaries.store(&key, &compiled.code);
+        Ok(compiled.code)
+    }
+
+    /// What a thread does: one job after the other, until none is left.
+    fn run(&self) {
+        let mut jobs = self.jobs();
+        while let Some(job) = jobs.waiting.pop() {
+            jobs.running.push(job.clone());
+            drop(jobs);
+            let code = self.code(&job, true);
+            jobs = self.jobs();
+            jobs.running.retain(|other| !other.is(job.source, &job.constants));
+            jobs.done.push((job, code));
+            self.changed.notify_all();
+        }
+        jobs.threads -= 1;
+    }
+}
+
+impl Compiler {
+    pub fn new(nvrtc: Nvrtc, architecture: Architecture) -> Self {
+        let (jobs, changed) = (Mutex::default(), Condvar::new());
+        let work = Work { nvrtc, architecture, binaries: Binaries::of_user(), jobs, changed };
+        Self { work: Arc::new(work), threads: Mutex::default() }
+    }
+
+    /// The version of the compiler.
+    pub fn version(&self) -> (u32, u32) {
+        self.work.nvrtc.version()
+    }
+
+    /// Begins to compile a file of kernels, unless that was done before.
+    pub fn expect(&self, source: &'static KernelSource, constants: Constants) {
+        let mut jobs = self.work.jobs();
+        let job = Job { source, constants };
+        if jobs.expected.iter().any(|other| other.is(source, &job.constants)) {
+            return;
+        }
+        jobs.expected.push(job.clone());
+        let place = jobs.waiting.partition_point(|other| other.source.len() <= source.len());
+        jobs.waiting.insert(place, job);
+        let most = std::thread::available_parallelism().map_or(1, |count| count.get());
+        if jobs.threads == most {
+            return;
+        }
+        let work = self.work.clone();
+        let builder = std::thread::Builder::new().name("llama4rs-compiler".to_owned());
+        // Without a thread they are compiled when they are needed.
+        if let Ok(thread) = builder.spawn(move || work.run()) {
+            jobs.threads += 1;
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+    }
+
+    /// Whether a file of kernels was expected.
+    pub fn expects(&self, source: &KernelSource, constants: &[(&'static str, u32)]) -> bool {
+        self.work.jobs().expected.iter().any(|job| job.is(source, constants))
+    }
+
+    /// The code of a file of kernels, which may be of no use to the driver if it comes from the cache.
+    pub fn code(
+        &self,
+        source: &'static KernelSource,
+        constants: &[(&'static str, u32)],
+    ) -> Result<Vec<u8>> {
+        let mut jobs = self.work.jobs();
+        jobs.waiting.retain(|job| !job.is(source, constants));
+        while jobs.running.iter().any(|job| job.is(source, constants)) {
+            jobs = self.work.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(done) = jobs.done.iter().position(|(job, _)| job.is(source, constants)) {
+            return jobs.done.swap_remove(done).1;
+        }
+        drop(jobs);
+        self.work.code(&Job { source, constants: constants.to_vec() }, true)
+    }
+
+    /// The same without the cache.
+    pub fn new_code(
+        &self,
+        source: &'static KernelSource,
+        constants: &[(&'static str, u32)],
+    ) -> Result<Vec<u8>> {
+        self.work.code(&Job { source, constants: constants.to_vec() }, false)
+    }
+
+    /// Waits until everything that is expected is compiled; `progress` is told how many of how many are, now
+    /// and then, and may break off. What does not compile is an error where it is needed.
+    pub fn wait(&self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) {
+        let mut jobs = self.work.jobs();
+        loop {
+            let left = if jobs.threads == 0 { 0 } else { jobs.waiting.len() + jobs.running.len() };
+            let all = jobs.expected.len();
+            drop(jobs);
+            let goes_on = progress(all.saturating_sub(left) as u64, all as u64);
+            if left == 0 || goes_on.is_break() {
+                return;
+            }
+            let pause = std::time::Duration::from_millis(50);
+            jobs = self.work.jobs();
+            let waited = self.work.changed.wait_timeout(jobs, pause);
+            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Compiler {
+    /// Waits for what is being compiled: the library's threads must not outlive the process's end.
+    fn drop(&mut self) {
+        self.work.jobs().waiting.clear();
+        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // One that panicked has nobody to be told.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::kernels::*;
+
+    /// `LLAMA4RS_NVRTC=... LLAMA4RS_CUDA_CACHE=... cargo test --release --lib scouts -- --ignored --nocapture`:
+    /// with an empty folder, and again with what the first run left there.
+    #[test]
+    #[ignore = "a measurement"]
+    fn scouts_kernels() {
+        let begin = Instant::now();
+        let nvrtc = Nvrtc::load(&[]).unwrap();
+        println!("NVRTC {:?} loaded: {:.3} s", nvrtc.version(), begin.elapsed().as_secs_f64());
+        let begin = Instant::now();
+        let compiler = Compiler::new(nvrtc, Architecture::Binary("sm_90a".to_owned()));
+        let weights = |format, group| [("FORMAT", format), ("GROUP", group)];
+        let with = |more: &[(&'static str, u32)], format, group| {
+            [&weights(format, group)[..], more].concat()
+        };
+        for (finish, panels) in [(0, 1), (2, 2), (3, 1)] {
+            let more = [("FINISH", finish), ("ROW_PANELS", panels)];
+            compiler.expect(&MATMUL_DECODE, with(&more, 3, 128));
+        }
+        compiler.expect(&MATMUL_DECODE, with(&[("FINISH", 0), ("ROW_PANELS", 1)], 2, 128));
+        for (format, finish) in [(3, 0), (3, 2), (2, 0)] {
+            compiler.expect(&MATMUL_TILE, with(&[("FINISH", finish)], format, 128));
+        }
+        compiler.expect(&EMBED_FRAGMENTS, weights(1, 0).to_vec());
+        for source in [&REPACK, &ROUTE, &ROWS, &SAMPLE] {
+            compiler.expect(source, Vec::new());
+        }
+        for width in [4, 5120] {
+            compiler.expect(&RESIDUAL_NORM, vec![("WIDTH", width)]);
+        }
+        compiler.expect(&ROPE_CACHE, vec![("HEAD_DIM", 128)]);
+        // Of int8 pages; those of bf16 ones take half of the time.
+        let head_dim = ("HEAD_DIM", 128);
+        compiler.expect(&ATTENTION_PREFILL, vec![head_dim, ("SEALED_PAGES", 1)]);
+        let decode = vec![head_dim, ("ROW_TILES", 1), ("SEALED_PAGES", 1)];
+        compiler.expect(&ATTENTION_DECODE, decode);
+        let pages = [("HEAD_DIM", 128), ("KV_HEADS", 8), ("PAGE_TOKENS", 64)];
+        let codes = [("KV_BF16", 1), ("CODE_BITS", 8)];
+        compiler.expect(&KV_PAGES, [&pages[..], &codes].concat());
+        let mut all = 0;
+        compiler.wait(&mut |_, expected| {
+            all = expected;
+            ControlFlow::Continue(())
+        });
+        println!("{all} files of kernels: {:.3} s", begin.elapsed().as_secs_f64());
+        let jobs = compiler.work.jobs();
+        let bytes: usize = jobs.done.iter().map(|(_, code)| code.as_ref().unwrap().len()).sum();
+        println!("{bytes} bytes of code");
+    }
+}

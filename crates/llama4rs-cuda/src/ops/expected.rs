@@ -1,0 +1,71 @@
+//! What a model's matrices and pages will ask of the compiler.
+
+use llama4rs_tensor::{KvGeometry, MatrixUse};
+
+use super::pages_attention::takes;
+use super::place::suits_place;
+use super::residual::is_wide_enough;
+use crate::cuda::Cuda;
+use crate::kernels::{
+    KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL, EMBED_FRAGMENTS, KV_PAGES, MATMUL_DECODE,
+    MATMUL_TILE, RESIDUAL_NORM, ROPE_CACHE, ROUTE, ROWS, SAMPLE,
+};
+use crate::ops::kv_pages::kv_constants;
+use crate::tensor::Matrix;
+
+impl Cuda {
+    /// [`llama4rs_tensor::Backend::expect`], for tensor cores; others are compiled when they are needed.
+    pub(crate) fn expect_products(&self, matrix: &Matrix, usage: MatrixUse) {
+        if !self.tensor_cores {
+            return;
+        }
+        if usage == MatrixUse::Lookup {
+            self.expect_kernels(&ROWS, &[]);
+            self.expect_kernels(&SAMPLE, &[]);
+            for width in [4, matrix.cols].into_iter().filter(|&width| is_wide_enough(width)) {
+                self.expect_kernels(&RESIDUAL_NORM, &[("WIDTH", width as u32)]);
+            }
+        }
+        let [format, group] = matrix.constants();
+        if matrix.fragments.is_none() {
+            // A router.
+            self.expect_kernels(&ROUTE, &[]);
+            return;
+        }
+        // The numbers of `matmul.cuh`: decode, tile.
+        let (decode, tile): (&[u32], u32) = match usage {
+            MatrixUse::Lookup => return self.expect_kernels(&EMBED_FRAGMENTS, &[format, group]),
+            MatrixUse::Product => (&[0], 0),
+            MatrixUse::Gated => (&[2], 2),
+            MatrixUse::EndOfHalf => (&[0, 3], 0),
+        };
+        for &finish in decode {
+            let panels = if finish == 2 { 2 } else { 1 };
+            let constants = [format, group, ("FINISH", finish), ("ROW_PANELS", panels)];
+            self.expect_kernels(&MATMUL_DECODE, &constants);
+        }
+        self.expect_kernels(&MATMUL_TILE, &[format, group, ("FINISH", tile)]);
+    }
+
+    /// The kernels for pages of keys and values that [tensor cores take](takes).
+    pub(crate) fn expect_pages(&self, geometry: &KvGeometry) {
+        let head_dim = ("HEAD_DIM", geometry.head_dim as u32);
+        if !self.tensor_cores || !takes(geometry) {
+            return;
+        }
+        let sealable = ("SEALED_PAGES", geometry.dtype.is_quantised() as u32);
+        self.expect_kernels(&ATTENTION_PREFILL, &[head_dim, sealable]);
+        // Five query heads of a key/value head, as all published models have, fit in one tile.
+        self.expect_kernels(&ATTENTION_DECODE, &[head_dim, ("ROW_TILES", 1), sealable]);
+        if suits_place(geometry, geometry.head_dim) {
+            self.expect_kernels(&ROPE_CACHE, &[head_dim]);
+        }
+        if geometry.dtype.is_quantised() {
+            self.expect_kernels(&KV_PAGES, &kv_constants(geometry));
+        }
+    }
+
+    fn expect_kernels(&self, source: &'static KernelSource, constants: &[(&'static str, u32)]) {
+        self.gpu.library.expect(source, constants);
+    }
+}
