@@ -53,6 +53,15 @@ class Part:
         """The device."""
         return GpuProbe(self.ordinal, nvrtc_folders())
 
+    def probe_by_mma(self) -> GpuProbe:
+        """The device, the products of prompts by ``mma`` also where ``wgmma`` would be used."""
+        before = os.environ.get("LLAMA4RS_CUDA_WGMMA", "")
+        os.environ["LLAMA4RS_CUDA_WGMMA"] = "0"
+        try:
+            return self.probe()
+        finally:
+            os.environ["LLAMA4RS_CUDA_WGMMA"] = before
+
     def work_row(self, name: str, measured: dict[str, Any], **more: Any) -> Row:
         """Bytes or operations per second beside what the ceilings allow, whichever limits."""
         seconds = measured["seconds"]
@@ -86,8 +95,15 @@ def check(part: Part) -> Iterator[Row]:
     """Whether the GPU is right."""
     shapes, probe = part.shapes, part.probe()
     free, total = probe.memory()
-    yield {"name": "device", "ok": True, "device": probe.name, "free": free, "total": total}
-    rows, cols = (40, 520) if shapes.tiny else (1000, 5120)
+    yield {
+        "name": f"device, products of prompts: {probe.prompt_products}",
+        "ok": True,
+        "device": probe.name,
+        "free": free,
+        "total": total,
+    }
+    # Enough tiles for the kernels of prompts.
+    rows, cols = (40, 520) if shapes.tiny else (12000, 5120)
     for weights in ("int4/g32", "int4/g64", "int4/g128", "int8/g64", "bf16"):
         for tokens in (8, 16, 33, 70) if shapes.tiny else (8, 16, 70, 300):
             found = probe.differing_products(weights, rows, cols, tokens)
@@ -168,6 +184,13 @@ def kernels(part: Part) -> Iterator[Row]:
         more = {"goal": goal} if goal else {}
         works.append((name, lambda: part.work_row(name, measure(), **more)))
 
+    if probe.prompt_products.startswith("wgmma"):
+        by_mma, tokens = part.probe_by_mma(), shapes.tokens[-1]
+        for name, (rows, cols) in products.items():
+            add(
+                f"{name} {WEIGHTS}, {tokens} tokens, by mma",
+                lambda r=rows, c=cols: by_mma.matmul(WEIGHTS, r, c, tokens, rounds=rounds),
+            )
     for tokens in shapes.tokens:
         for name, (rows, cols) in products.items():
             add(

@@ -50,7 +50,8 @@ def cpu_features() -> dict[str, Any]:
 def cuda_devices(nvrtc_folders: Sequence[str]) -> dict[str, Any]:
     """What the CUDA backend found: `{"driver": "13.0" | None, "nvrtc": "13.0" | None,
     "nvrtc_path": Path | None, "devices": [{"device": "cuda:0", "name", "capability": "9.0",
-    "memory": bytes, "multiprocessors"}...], "problems": [...]}`."""
+    "memory": bytes, "multiprocessors", "prompt_products": "wgmma (...)" | "mma (why)"}...],
+    "problems": [...]}`. Hopper's devices are opened, to see what the products of prompts are made of."""
 
 def read_bandwidth(
     bytes: int, threads: int, rounds: int = 5, *, path: str | PathLike[str] | None = None
@@ -110,6 +111,10 @@ class GpuProbe:
     @property
     def name(self) -> str:
         """The device's name."""
+
+    @property
+    def prompt_products(self) -> str:
+        """What the products of prompts are made of, and why: as in `cuda_devices`."""
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of memory."""

@@ -60,7 +60,7 @@ impl Slot {
     const CONSTANT: u32 = 1 << 31;
 
     fn tagged(tag: u32, index: usize) -> Self {
-        debug_assert!(index < 1 << 24);
+        debug_assert!(index < 1 << 28);
         Slot(tag << 28 | index as u32)
     }
 

@@ -102,6 +102,13 @@ template <u32 TABLE> DEVICE u32 lop3(u32 a, u32 b, u32 c) {
 // c + the dot product of four signed bytes each.
 DEVICE i32 dot4(i32 a, i32 b, i32 c) { return __dp4a(a, b, c); }
 
+// threadIdx.x, read anew: what is computed from it at the end of a kernel needs no registers before.
+DEVICE u32 thread_anew() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // ---- across a warp; every lane must call, and every lane gets the result
 
 DEVICE float warp_sum(float x) {
@@ -147,6 +154,8 @@ DEVICE uint4 load_stream(const void *pointer) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(pointer));
   return v;
 }
+// Has the line fetched into L2.
+DEVICE void prefetch(const void *pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }
 // 16 bytes to shared memory, or 16 zero bytes where `inside` is false (nothing is read then).
 DEVICE void copy16_async(void *shared, const void *global, bool inside) {
   u32 bytes = inside ? 16 : 0;
@@ -221,6 +230,64 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], const void *row) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row)) : "memory");
 }
+
+// ---- products of warpgroups (sm_90a): 4 warps whose first is a multiple of 4; they run beside the code
+// that follows, until they are waited for. PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// Rows of 64 bf16 in shared memory, 8 rows to 1024 bytes (whose address is a multiple), unit u of 16 bytes
+// of row r at u ^ r % 8: the 128-byte swizzle. Bits 0-13: address / 16, 16-29: distance in a row, unused,
+// 32-45: distance of 8 rows / 16, 62-63: 1. (PTX ISA, "Matrix Descriptor Format"; CUTLASS, mma_sm90_desc.hpp)
+DEVICE u64 swizzled_rows(const void *rows) {
+  return (u64)(shared_address(rows) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+// What this thread wrote to shared memory before becomes visible to products behind the next barrier.
+DEVICE void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#define PRODUCT_SUMS \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define PRODUCT(a, x, add) \
+  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PRODUCT_SUMS ", {" a "}, " x ", " add ", 1, 1, 0;\n"
+#define FOUR_SUMS(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define EACH_SUM(d) \
+  FOUR_SUMS(d[0]), FOUR_SUMS(d[1]), FOUR_SUMS(d[2]), FOUR_SUMS(d[3]), FOUR_SUMS(d[4]), FOUR_SUMS(d[5]), \
+  FOUR_SUMS(d[6]), FOUR_SUMS(d[7])
+#define FRAGMENT(a) "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+
+// One group of products: d = or += a (64 x 16 STEPS) * x (16 STEPS x 64: `swizzled_rows`, the next step 32 bytes
+// further). Warp i of the group has rows 16 i ..; a and d are as in mma_bf16, d[n] of columns 8 n .. . d is in use until
+// wait_products, a until that of the last group that reads it and release_fragments. Old values are named so that d keeps its registers:
+// else the compiler gives new ones to a group before the sums of the last are read.
+#define START_PRODUCTS(name, first)                                                                    \
+  DEVICE void name(float (&d)[8][4], const u32 (&a)[4][4], u64 x) {                                    \
+    asm volatile("{ .reg .b64 step;\nwgmma.fence.sync.aligned;\n"                                      \
+                 PRODUCT("%32, %33, %34, %35", "%48", first)                                           \
+                 "add.s64 step, %48, 2;\n" PRODUCT("%36, %37, %38, %39", "step", "1")                  \
+                 "add.s64 step, %48, 4;\n" PRODUCT("%40, %41, %42, %43", "step", "1")                  \
+                 "add.s64 step, %48, 6;\n" PRODUCT("%44, %45, %46, %47", "step", "1")                  \
+                 "wgmma.commit_group.sync.aligned;\n}"                                                 \
+                 : EACH_SUM(d)                                                                         \
+                 : FRAGMENT(a[0]), FRAGMENT(a[1]), FRAGMENT(a[2]), FRAGMENT(a[3]), "l"(x) : "memory");  \
+  }
+START_PRODUCTS(start_products, "0")
+START_PRODUCTS(start_adding_products, "1")
+// The same, from zero, for two steps.
+DEVICE void start_products_of_half(float (&d)[8][4], const u32 (&a0)[4], const u32 (&a1)[4], u64 x) {
+  asm volatile("{ .reg .b64 step;\nwgmma.fence.sync.aligned;\n" PRODUCT("%32, %33, %34, %35", "%40", "0")
+               "add.s64 step, %40, 2;\n" PRODUCT("%36, %37, %38, %39", "step", "1")
+               "wgmma.commit_group.sync.aligned;\n}"
+               : EACH_SUM(d) : FRAGMENT(a0), FRAGMENT(a1), "l"(x) : "memory");
+}
+// The fragments were in use until here; else the compiler may give their registers away at the start of the products.
+DEVICE void release_fragments(const u32 (&a)[4][4]) {
+  asm volatile("" ::FRAGMENT(a[0]), FRAGMENT(a[1]), FRAGMENT(a[2]), FRAGMENT(a[3]));
+}
+// Waits until at most PENDING groups are under way; that of d is over.
+template <int PENDING> DEVICE void wait_products(float (&d)[8][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %32;" : EACH_SUM(d) : "n"(PENDING) : "memory");
+}
+#endif
 
 // ---- packed weights (docs/format.md): panels of 16 interleaved rows in 64-byte lines, one 32-bit
 // word a row and line

@@ -11,6 +11,7 @@ use crate::gpu::Gpu;
 use crate::kernels::KernelSource;
 use crate::memory::Buffer;
 use crate::ops::residual::MOST_WIDTH;
+use crate::ops::warpgroups::PromptProducts;
 use crate::upload::Uploads;
 use crate::DeviceInfo;
 
@@ -33,6 +34,7 @@ pub struct Cuda {
     /// come one after the other, and each leaves them as zeros; what is recorded and never submitted does
     /// not touch them.
     pub(crate) tickets: Buffer<u32>,
+    pub(crate) prompt_products: PromptProducts,
     uploads: Mutex<Uploads>,
 }
 
@@ -58,7 +60,9 @@ impl Cuda {
         let graphs = std::env::var_os(GRAPHS).is_none_or(|value| value != "0");
         let mut tickets = Buffer::lasting(&gpu, TICKETS, "tickets")?;
         tickets.clear()?;
-        Ok(Self { gpu, tensor_cores: false, graphs, tickets, uploads: Mutex::default() })
+        let prompt_products = PromptProducts::default();
+        let uploads = Mutex::default();
+        Ok(Self { gpu, tensor_cores: false, graphs, tickets, prompt_products, uploads })
     }
 
     /// The same device with tensor cores for products and attention, or without.
@@ -67,8 +71,25 @@ impl Cuda {
     /// `bf16`, `int8` and `int4` weights and into attention over bf16 and int8
     /// pages; sums stay in single precision. Matrices that were brought to the
     /// device before keep their order.
+    ///
+    /// On Hopper the products of prompts are `wgmma`'s, if a check now finds that these have the bits of
+    /// `mma`'s; [`Cuda::prompt_products`] says what was found.
     pub fn with_tensor_cores(self, tensor_cores: bool) -> Self {
-        Self { tensor_cores, ..self }
+        let prompt_products = match tensor_cores {
+            true => self.check_warpgroups(),
+            false => PromptProducts::default(),
+        };
+        Self { tensor_cores, prompt_products, ..self }
+    }
+
+    /// The same device with the products of prompts by `mma`. The bits are the same.
+    pub fn without_warpgroups(self) -> Self {
+        Self { prompt_products: PromptProducts::default(), ..self }
+    }
+
+    /// Which instruction the products of prompts are made of, and why.
+    pub fn prompt_products(&self) -> &PromptProducts {
+        &self.prompt_products
     }
 
     /// The same device with small steps submitted as graphs, or launch by launch. The bits are the same.

@@ -84,6 +84,15 @@ sources! {
         &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0)],
         &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2)],
     ];
+    MATMUL_WGMMA = "matmul_wgmma.cu" after ["fragments.cuh", "norm.cuh", "residual.cuh", "matmul.cuh"], &[
+        &[("FORMAT", 1), ("GROUP", 0), ("FINISH", 0)],
+        &[("FORMAT", 2), ("GROUP", 64), ("FINISH", 2)],
+        &[("FORMAT", 3), ("GROUP", 32), ("FINISH", 2)],
+        &[("FORMAT", 3), ("GROUP", 64), ("FINISH", 0)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 0)],
+        &[("FORMAT", 3), ("GROUP", 128), ("FINISH", 2)],
+    ];
+    ORDER_STEPS = "order_steps.cu", &[&[]];
     ROUTE = "route.cu" after ["norm.cuh"], &[&[]];
     ATTENTION_DECODE = "attention_decode.cu" after ["attention.cuh"], &[
         &[("HEAD_DIM", 128), ("ROW_TILES", 1), ("SEALED_PAGES", 0)],

@@ -45,6 +45,7 @@ pub use driver::{devices, driver_version, DeviceInfo};
 pub use kernels::{all_kernels, KernelSource};
 pub use kv_pages::KvPages;
 pub use ops::sample::Tokens;
+pub use ops::warpgroups::PromptProducts;
 pub use tensor::{Matrix, Routing, Tensor, Vector};
 
 /// Counts the changes of the kernels' results: stored keys and values of another count are not used.

@@ -39,7 +39,7 @@ impl Architecture {
         // The architecture-specific instructions of Hopper and Blackwell have their own names.
         let suffix = if matches!(major, 9 | 10) { "a" } else { "" };
         match info.is_simulated() {
-            true => Architecture::Ptx(format!("compute_{major}{minor}")),
+            true => Architecture::Ptx(format!("compute_{major}{minor}{suffix}")),
             false => Architecture::Binary(format!("sm_{major}{minor}{suffix}")),
         }
     }

@@ -3,25 +3,15 @@
 
 mod support;
 
-use llama4rs_tensor::{
-    Backend, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
-    PageId, WeightFormat,
-};
+use llama4rs_tensor::{KvDtype, KvGeometry, KvSpan, PageId, WeightFormat};
 use proptest::prelude::*;
-use support::operations::{attend, filled, halves, matmul, PAGE, ROUNDED, SUMS};
-use support::{assert_bits, assert_close, cpu, tensor_cores, Random, Weights};
+use support::operations::{
+    attend, feed_forward, filled, format, halves, layer, matmul, mixture, PAGE, ROUNDED, SUMS,
+};
+use support::{assert_bits, assert_close, cpu, tensor_cores, Random};
 
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 8, ..Default::default() }
-}
-
-fn format() -> impl Strategy<Value = WeightFormat> {
-    let group = prop::sample::select(vec![32, 64, 128]);
-    let integer = |(group, int4)| match int4 {
-        true => WeightFormat::Int4 { group },
-        false => WeightFormat::Int8 { group },
-    };
-    prop_oneof![4 => (group, any::<bool>()).prop_map(integer), 1 => Just(WeightFormat::Bf16)]
 }
 
 /// Numbers of rows that reach every kernel, more often few.
@@ -32,62 +22,6 @@ fn tokens() -> impl Strategy<Value = usize> {
 /// Rows `start..end` of `values`.
 fn rows(values: &[f32], width: usize, range: std::ops::Range<usize>) -> &[f32] {
     &values[range.start * width..range.end * width]
-}
-
-/// One matrix of each kind of a feed-forward layer, or a stack of them.
-fn layer(
-    random: &mut Random,
-    stack: usize,
-    formats: [WeightFormat; 2],
-    sizes: [usize; 2],
-) -> [Weights; 3] {
-    let ([gated, down], [hidden, inner]) = (formats, sizes);
-    [
-        random.weights(gated, stack, inner, hidden),
-        random.weights(gated, stack, inner, hidden),
-        random.weights(down, stack, hidden, inner),
-    ]
-}
-
-fn feed_forward<B: Backend>(
-    backend: &B,
-    x: &[f32],
-    hidden: usize,
-    weights: &[Weights; 3],
-) -> Vec<f32> {
-    let x = backend.upload(x, hidden).unwrap();
-    let [gate, up, down] = weights.each_ref().map(|w| backend.matrix(w.packed()).unwrap());
-    let weights = ExpertWeights { gate: &gate, up: &up, down: &down };
-    let (mut gate, mut up, mut out) = (backend.empty(), backend.empty(), backend.empty());
-    backend.feed_forward(&x, &weights, [&mut gate, &mut up], &mut out).unwrap();
-    backend.to_host(&out).unwrap()
-}
-
-/// Chosen experts, and the sum of shared and routed ones.
-fn mixture<B: Backend>(
-    backend: &B,
-    x: &[f32],
-    hidden: usize,
-    top_k: usize,
-    router: &Weights,
-    [shared, routed]: [&[Weights; 3]; 2],
-) -> (Vec<u32>, Vec<f32>) {
-    let router = backend.matrix(router.packed()).unwrap();
-    let [shared, routed] =
-        [shared, routed].map(|all| all.each_ref().map(|w| backend.matrix(w.packed()).unwrap()));
-    let weights = MixtureWeights {
-        router: &router,
-        top_k,
-        shared: ExpertWeights { gate: &shared[0], up: &shared[1], down: &shared[2] },
-        routed: ExpertWeights { gate: &routed[0], up: &routed[1], down: &routed[2] },
-    };
-    let x = backend.upload(x, hidden).unwrap();
-    let (mut gate, mut up, mut router_logits, mut out) =
-        (backend.empty(), backend.empty(), backend.empty(), backend.empty());
-    let scratch =
-        FeedForwardScratch { gate: &mut gate, up: &mut up, router_logits: &mut router_logits };
-    let routing = backend.mixture(&x, weights, scratch, &mut out).unwrap();
-    (backend.routed_experts(&routing).unwrap(), backend.to_host(&out).unwrap())
 }
 
 /// `rows` rows from `first` tokens on, cut at `cuts`.

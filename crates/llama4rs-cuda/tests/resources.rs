@@ -28,7 +28,10 @@ fn compile(nvrtc: &Nvrtc, (source, constants, architecture): Job<'_>) -> Vec<(St
     let names: Vec<_> = constants.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let architecture = Architecture::Binary(architecture.to_owned());
     let compiled = source.compile(nvrtc, &architecture, constants).unwrap();
-    assert!(!compiled.log.contains("warning"), "{}: {}", source.name, compiled.log);
+    // C7510 and its kin: products of warpgroups that wait for each other.
+    for word in ["warning", "Potential Performance Loss"] {
+        assert!(!compiled.log.contains(word), "{}: {}", source.name, compiled.log);
+    }
     let kernels = parse(&compiled.log).into_iter().map(|found| {
         let key = format!("{} {} {}", source.name, found.kernel, names.join(","));
         let numbers = [found.registers, found.stack, found.spills, found.shared];

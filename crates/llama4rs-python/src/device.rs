@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use llama4rs_checkpoint::{TextConfig, VisionConfig};
 use llama4rs_cpu::InstructionSet;
-use llama4rs_cuda::Cuda;
+use llama4rs_cuda::{Cuda, PromptProducts};
 use llama4rs_engine::{Engine, Event, Request, RequestOptions, Settings};
 use llama4rs_kv_cache::store::BytesRead;
 use llama4rs_tensor::{AlignedBytes, MappedFile, VisionBackend};
@@ -160,15 +160,20 @@ impl Device {
     }
 }
 
-/// What the CUDA backend found: the driver, the compiler and the devices, or why there are none.
+/// What the CUDA backend found: the driver, the compiler and the devices, or why there are none. Hopper's
+/// devices are opened, to see what the products of prompts are made of.
 #[pyfunction]
 pub(crate) fn cuda_devices(
     py: Python<'_>,
     nvrtc_folders: Vec<PathBuf>,
 ) -> PyResult<Bound<'_, PyDict>> {
-    let (driver, nvrtc, devices) = detached(py, || {
+    let (driver, nvrtc, devices, prompt_products) = detached(py, || {
         let nvrtc = llama4rs_cuda::nvrtc::Nvrtc::load(&nvrtc_folders);
-        (llama4rs_cuda::driver_version(), nvrtc, llama4rs_cuda::devices())
+        let devices = llama4rs_cuda::devices();
+        let found = devices.iter().flatten();
+        let prompt_products: Vec<_> =
+            found.map(|info| PromptProducts::of(info, &nvrtc_folders).to_string()).collect();
+        (llama4rs_cuda::driver_version(), nvrtc, devices, prompt_products)
     })?;
     let dict = PyDict::new(py);
     let mut problems = Vec::new();
@@ -177,13 +182,14 @@ pub(crate) fn cuda_devices(
     let list = PyList::empty(py);
     match devices {
         Ok(devices) => {
-            for info in devices {
+            for (info, prompt_products) in devices.into_iter().zip(prompt_products) {
                 let device = PyDict::new(py);
                 device.set_item("device", format!("cuda:{}", info.ordinal))?;
                 device.set_item("name", &info.name)?;
                 device.set_item("capability", version(info.capability))?;
                 device.set_item("memory", info.memory)?;
                 device.set_item("multiprocessors", info.multiprocessors)?;
+                device.set_item("prompt_products", prompt_products)?;
                 list.append(device)?;
             }
         }

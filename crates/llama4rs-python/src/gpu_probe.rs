@@ -32,6 +32,12 @@ impl GpuProbe {
         self.0.info().name.clone()
     }
 
+    /// What the products of prompts are made of, and why.
+    #[getter]
+    fn prompt_products(&self) -> String {
+        self.0.prompt_products().to_string()
+    }
+
     /// Free and total bytes of memory.
     fn memory(&self, py: Python<'_>) -> PyResult<(usize, usize)> {
         device(py, || self.0.memory())

@@ -84,7 +84,8 @@ def _show_devices(*, json: bool) -> None:
         (
             device["device"],
             f"{device['name']}, compute capability {device['capability']}, "
-            f"{byte_count(device['memory'])}, {device['multiprocessors']} multiprocessors",
+            f"{byte_count(device['memory'])}, {device['multiprocessors']} multiprocessors, "
+            f"products of prompts: {device['prompt_products']}",
         )
         for device in cuda["devices"]
     ]

@@ -14,3 +14,4 @@ pub(crate) mod router;
 pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod shapes;
+pub(crate) mod warpgroups;

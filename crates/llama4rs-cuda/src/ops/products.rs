@@ -1,4 +1,4 @@
-//! Products on tensor cores: `matmul_decode.cu` and `matmul_tile.cu`.
+//! Products on tensor cores: `matmul_decode.cu`, `matmul_tile.cu` and `matmul_wgmma.cu`.
 //!
 //! Activations are rounded to bf16, sums are single precision, and every kernel
 //! adds in the same order (`kernels/fragments.cuh`): which one runs is a question
@@ -12,7 +12,7 @@ use super::shapes::Shape;
 use crate::arguments::{arguments, Structure};
 use crate::cuda::{Cuda, Launch};
 use crate::fragments::Fragments;
-use crate::kernels::{MATMUL_DECODE, MATMUL_TILE, RESIDUAL_NORM};
+use crate::kernels::{MATMUL_TILE, RESIDUAL_NORM};
 use crate::memory::Buffer;
 use crate::tensor::{Matrix, NormRoom, RowNorm, Tensor};
 
@@ -181,7 +181,12 @@ impl Cuda {
             blocks += job.weights.rows.div_ceil(shape.rows(finish))
                 * tiles.next_multiple_of(shape.span());
         }
-        arguments = arguments.zeros((MOST_JOBS - jobs.len()) * JOB_BYTES).long(input.x);
+        let ordered = match shape {
+            Shape::Wgmma128 => Some(self.in_step_order(input, jobs)?),
+            _ => None,
+        };
+        let x = ordered.as_ref().map_or(input.x, Buffer::address);
+        arguments = arguments.zeros((MOST_JOBS - jobs.len()) * JOB_BYTES).long(x);
         let routed = input.routed.as_ref();
         let tiles = routed.map(|routed| routed.tiles);
         for buffer in [tiles.map(|t| &t.table), tiles.map(|t| &t.count), tiles.map(|t| &t.order)] {
@@ -203,7 +208,7 @@ impl Cuda {
         let decode = shape.is_decode();
         debug_assert!(decode || input.norm.is_none_or(|norm| norm.parts == 1));
         let launch = Launch {
-            source: if decode { &MATMUL_DECODE } else { &MATMUL_TILE },
+            source: shape.source(),
             kernel: shape.kernel(),
             constants: if decode { &constants } else { &constants[..3] },
             shared: shape.shared(format),

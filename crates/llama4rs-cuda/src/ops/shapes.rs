@@ -1,13 +1,14 @@
-//! Which kernel takes which products: `matmul_decode.cu`, `matmul_tile.cu`.
+//! Which kernel takes which products: `matmul_decode.cu`, `matmul_tile.cu`, `matmul_wgmma.cu`.
 
 use llama4rs_tensor::WeightFormat;
 
 use super::products::Finish;
 use crate::cuda::Cuda;
+use crate::kernels::{KernelSource, MATMUL_DECODE, MATMUL_TILE, MATMUL_WGMMA};
 
 /// Rows of a step whose products `matmul_decode.cu` computes.
 pub(crate) const MOST_DECODE_ROWS: usize = 16;
-/// Token tiles that share a pass over the rows in `matmul_tile.cu`.
+/// Token tiles that share a pass over the rows in `matmul_tile.cu` and `matmul_wgmma.cu`.
 const SPAN: usize = 8;
 
 /// One of the kernels.
@@ -23,6 +24,8 @@ pub(crate) enum Shape {
     Tile128,
     /// `matmul_split_64`, then `add_slices`
     Split64,
+    /// `matmul_wgmma`
+    Wgmma128,
 }
 
 impl Shape {
@@ -33,7 +36,7 @@ impl Shape {
             Shape::Decode16 => 16,
             Shape::Tile32 => 32,
             Shape::Split64 => 64,
-            Shape::Tile128 => 128,
+            Shape::Tile128 | Shape::Wgmma128 => 128,
         }
     }
 
@@ -43,10 +46,14 @@ impl Shape {
 
     /// Rows of each matrix that one block computes.
     pub(crate) fn rows(self, finish: Finish) -> usize {
-        match (self.is_decode(), finish) {
-            (true, _) => 16,
-            (false, Finish::SwiGlu) => 64,
-            (false, _) => 128,
+        let all = match self {
+            Shape::Decode8 | Shape::Decode16 => return 16,
+            Shape::Wgmma128 => 256,
+            _ => 128,
+        };
+        match finish {
+            Finish::SwiGlu => all / 2,
+            _ => all,
         }
     }
 
@@ -71,6 +78,7 @@ impl Shape {
             Shape::Decode8 | Shape::Decode16 => 0,
             Shape::Split64 => ring,
             Shape::Tile32 | Shape::Tile128 => ring + self.tokens() * 512,
+            Shape::Wgmma128 => 4 * 128 * 128 + 256 * 128 * 4,
         }
     }
 
@@ -81,6 +89,16 @@ impl Shape {
             Shape::Tile32 => "matmul_tile_32",
             Shape::Tile128 => "matmul_tile_128",
             Shape::Split64 => "matmul_split_64",
+            Shape::Wgmma128 => "matmul_wgmma",
+        }
+    }
+
+    /// Where the kernel is.
+    pub(crate) fn source(self) -> &'static KernelSource {
+        match self {
+            Shape::Decode8 | Shape::Decode16 => &MATMUL_DECODE,
+            Shape::Wgmma128 => &MATMUL_WGMMA,
+            _ => &MATMUL_TILE,
         }
     }
 }
@@ -88,13 +106,15 @@ impl Shape {
 impl Cuda {
     /// The kernel for `rows` rows and matrices of `outputs` outputs in total.
     pub(crate) fn shape_for(&self, rows: usize, outputs: usize, format: WeightFormat) -> Shape {
-        let blocks = outputs.div_ceil(128) * rows.div_ceil(128);
+        let fills = |shape: Shape| {
+            let blocks = outputs.div_ceil(shape.rows(Finish::F32)) * rows.div_ceil(shape.tokens());
+            rows > 64 && blocks >= self.info().multiprocessors as usize
+        };
         match rows {
             0..=8 => Shape::Decode8,
             9..=MOST_DECODE_ROWS => Shape::Decode16,
-            _ if rows > 64 && blocks >= self.info().multiprocessors as usize => {
-                self.if_fits(Shape::Tile128, format)
-            }
+            _ if self.prompt_products.by_warpgroups() && fills(Shape::Wgmma128) => Shape::Wgmma128,
+            _ if fills(Shape::Tile128) => self.if_fits(Shape::Tile128, format),
             _ => self.if_fits(Shape::Split64, format),
         }
     }
@@ -122,6 +142,7 @@ impl Cuda {
             5..=12 => Shape::Decode16,
             _ if rows <= MOST_DECODE_ROWS => Shape::Decode16,
             13..=48 => Shape::Tile32,
+            _ if self.prompt_products.by_warpgroups() => Shape::Wgmma128,
             _ => Shape::Tile128,
         };
         formats.iter().fold(shape, |shape, &format| self.if_fits(shape, format))

@@ -52,6 +52,28 @@ pub fn tensor_cores() -> Option<&'static Cuda> {
     Some(CUDA.get_or_init(|| Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true)))
 }
 
+/// Whether there is a device, the simulated one being of Hopper's kind: to be asked for before any other.
+pub fn hopper() -> Option<&'static Cuda> {
+    std::env::set_var("LLAMA4RS_SIM_CAPABILITY", "9.0");
+    cuda()
+}
+
+/// How often the simulated device launched a kernel; none on others.
+pub fn launches(kernel: &str) -> Option<usize> {
+    type Counters = unsafe extern "C" fn(*mut std::ffi::c_char, usize) -> usize;
+    // SAFETY: as above; the function has this type, and writes into the room that there is.
+    let text = unsafe {
+        let library = libloading::Library::new("libcuda.so.1").ok()?;
+        let counters = library.get::<Counters>(b"llama4rs_sim_counters").ok()?;
+        let mut text = vec![0u8; 1 << 16];
+        let length = counters(text.as_mut_ptr().cast(), text.len());
+        text.truncate(length.min(1 << 16));
+        String::from_utf8(text).ok()?
+    };
+    let found = text.split(&format!("\"{kernel}\":{{\"launches\":")).nth(1);
+    Some(found.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap()))
+}
+
 fn driver_is_absent() -> bool {
     // SAFETY: loading the driver runs its constructors, which expect that.
     let absent = |name: &str| unsafe { libloading::Library::new(name) }.is_err();
