@@ -51,7 +51,8 @@ def cuda_devices(nvrtc_folders: Sequence[str]) -> dict[str, Any]:
     """What the CUDA backend found: `{"driver": "13.0" | None, "nvrtc": "13.0" | None,
     "nvrtc_path": Path | None, "devices": [{"device": "cuda:0", "name", "capability": "9.0",
     "memory": bytes, "multiprocessors", "prompt_products": "wgmma (...)" | "mma (why)"}...],
-    "problems": [...]}`. Hopper's devices are opened, to see what the products of prompts are made of."""
+    "problems": [...]}`. Hopper's devices are opened, to see what the products of prompts are made
+    of."""
 
 def read_bandwidth(
     bytes: int, threads: int, rounds: int = 5, *, path: str | PathLike[str] | None = None
