@@ -20,6 +20,52 @@ from llama4rs.cli.app import app
 print(CliRunner().invoke(app, ["info", "--device", "--json"]).stdout)
 """
 
+LOGITS = """
+import ctypes, json, os, sys
+simulated = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+import numpy as np
+from llama4rs._llama4rs import Engine
+from llama4rs.device import nvrtc_folders
+ids = np.random.default_rng(1).integers(0, 900, 270).tolist()
+logits, launched = [], []
+for wgmma in ("0", "1"):
+    os.environ["LLAMA4RS_CUDA_WGMMA"] = wgmma
+    engine = Engine("synth:tiny", device="cuda", nvrtc_folders=nvrtc_folders(), weights="int4")
+    logits.append(engine.logits(ids))
+    room = ctypes.create_string_buffer(1 << 16)
+    simulated.llama4rs_sim_counters(room, len(room))
+    launched.append(json.loads(room.value).get("matmul_wgmma", {}).get("launches", 0))
+same, finite = bool(np.array_equal(*logits)), bool(np.isfinite(logits[0]).all())
+print(json.dumps([engine.device, same, finite, launched]))
+"""
+
+
+def run(script: str, settings: dict[str, str]) -> str:
+    """What a script prints that finds the simulated device."""
+    simulated = next((str(path) for path in SIMULATED if path.is_file()), None)
+    if simulated is None or cuda_devices()["nvrtc"] is None:
+        pytest.skip("no simulated device, or no NVRTC")
+    done = subprocess.run(
+        [sys.executable, "-c", script, simulated],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_prompt_has_the_same_bits_either_way() -> None:
+    device, same, finite, launched = json.loads(run(LOGITS, {"LLAMA4RS_SIM_CAPABILITY": "9.0"}))
+    if "simulated" not in device:
+        pytest.skip("there is a GPU")
+    assert same
+    assert finite
+    # The check is one launch.
+    assert launched[0] == 0
+    assert launched[1] > 1
+
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
@@ -37,18 +83,7 @@ print(CliRunner().invoke(app, ["info", "--device", "--json"]).stdout)
     ],
 )
 def test_products_of_prompts_are_shown(settings: dict[str, str], expected: str) -> None:
-    simulated = next((str(path) for path in SIMULATED if path.is_file()), None)
-    if simulated is None or cuda_devices()["nvrtc"] is None:
-        pytest.skip("no simulated device, or no NVRTC")
-    done = subprocess.run(
-        [sys.executable, "-c", SHOW, simulated],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    (device,) = json.loads(done.stdout)["cuda"]["devices"]
+    (device,) = json.loads(run(SHOW, settings))["cuda"]["devices"]
     if "simulated" not in device["name"]:
         pytest.skip("there is a GPU")
     assert device["prompt_products"].startswith(expected)
