@@ -352,6 +352,22 @@ def test_tools_come_with_the_first_messages(llm: llama4rs.Llama4) -> None:
     llm.session("tools").chat("And now?", tools=[tool("clock")], **GREEDY)
 
 
+def test_a_conversation_is_the_sessions_own(llm: llama4rs.Llama4) -> None:
+    session = llm.session("talk")
+    messages = [{"role": "user", "content": "Hello", "note": {"for": ["me"]}}]
+    tools = [{"name": "look_up", "parameters": {"word": {"type": "string"}}}]
+    output = session.chat(messages, tools=tools, **GREEDY)
+    before = session.messages
+    messages[0]["note"]["for"].append("you")  # type: ignore[index]
+    tools[0]["parameters"].clear()  # type: ignore[attr-defined]
+    output.message["content"] = "something else"
+    session.messages[0]["content"] = "Goodbye"
+    assert session.messages == before
+    assert session._state.tools[0]["parameters"] == {"word": {"type": "string"}}  # type: ignore[index]
+    session.chat("Go on.", **GREEDY)
+    assert session.messages[:2] == before
+
+
 def test_a_template_that_cannot_go_on(kv_dir: Path) -> None:
     template = ChatTemplate(
         "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from .methods import Documented, taking_arguments_of
 
@@ -63,6 +63,9 @@ class AsyncTextStream(AsyncIterator[str]):
     async def aclose(self) -> None:
         """As `TextStream.close`."""
         await self._in_thread(self._close)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled or copied: its request runs once")
 
     async def __aenter__(self) -> Self:
         await self._in_thread(self._opened)

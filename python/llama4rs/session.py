@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .asynchronous import Interruption, async_output, async_stream, in_thread
 from .encoding import EncodedPrompt
@@ -14,7 +14,7 @@ from .errors import SessionError, option_errors
 from .outputs import Output
 from .progress import Progress, progress_bar
 from .prompts import conversation
-from .session_additions import Addition, added, added_messages
+from .session_additions import Addition, added, added_messages, copied
 from .session_files import SessionInfo, SessionState, check_name
 from .session_stream import SessionStream, drained
 from .submission import chosen_params
@@ -266,7 +266,8 @@ class Session:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation so far, images left out; empty for plain text."""
-        return [*self._state.messages]
+        messages: list[dict[str, Any]] = copied(self._state.messages)
+        return messages
 
     def logits(self) -> npt.NDArray[np.float32]:
         """What the model expects after each token so far; everything is computed again. For
@@ -282,6 +283,12 @@ class Session:
         state = self._state
         with option_errors():
             return self._llm._engine.logits(state.token_ids, image_features=state.image_features)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Session cannot be pickled or copied: fork it, or save it and open it again in every "
+            "process"
+        )
 
     def __repr__(self) -> str:
         return f"Session({self.name!r}, {len(self)} tokens)"
@@ -361,7 +368,7 @@ class Session:
                 if addition.closing is not None:
                     stop = output.stop_reason
                     state.token_ids.extend([stop] if isinstance(stop, int) else addition.closing)
-                    state.messages = [*state.messages, output.message]
+                    state.messages = [*state.messages, copied(output.message)]
                 self._state = state
             self._busy.release()
 

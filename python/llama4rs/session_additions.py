@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .encoding import EncodedPrompt
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .images import ImageSource
     from .prompts import Message, Prompt
 
-__all__ = ["Addition", "added", "added_messages"]
+__all__ = ["Addition", "added", "added_messages", "copied"]
 
 
 class Addition:
@@ -84,9 +84,10 @@ def added_messages(
     before = state.messages
     if tools is None:
         tools = state.tools
-    elif before and list(tools) != state.tools:
+    elif before and copied(tools) != state.tools:
         raise RequestError("the tools of a session come with its first messages")
-    after = [*before, *normalize_messages(messages)]
+    new = normalize_messages(messages)
+    after = [*before, *new]
 
     def encoded(messages: Sequence[Message], answer: bool) -> list[int]:
         return encoder.chat_template.encode(
@@ -105,11 +106,20 @@ def added_messages(
         token_ids = token_ids[1:]
     sources = [part_source(part) for part in image_parts(messages)]
     addition = _grown(state, encoder.with_images(token_ids, sources))
-    addition.state.messages = after
-    addition.state.tools = None if tools is None else [*tools]
+    addition.state.messages = [*before, *copied(new)]
+    addition.state.tools = copied(tools)
     if answer:
         addition.closing = _closing(encoder.tokenizer, encoded, after)
     return addition
+
+
+def copied(value: Any) -> Any:
+    """A copy of a JSON value: what the caller does to it later is not done to the session."""
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copied(item) for item in value]
+    return value
 
 
 def _grown(state: SessionState, encoded: EncodedPrompt) -> Addition:

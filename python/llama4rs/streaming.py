@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -82,6 +82,9 @@ class TextStream(Iterator[str]):
         with self._lock:
             if not self._generation.done:
                 self._generation.cancel()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled or copied: its request runs once")
 
     def __enter__(self) -> Self:
         return self

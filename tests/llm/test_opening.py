@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from chain_model import SCRIPT
-from llama4rs import CheckpointError, CheckpointNotFoundError, Llama4, RequestError, TokenizerError
+from llama4rs import (
+    ChatTemplate,
+    CheckpointError,
+    CheckpointNotFoundError,
+    Llama4,
+    RequestError,
+    TokenizerError,
+)
 
 
 def test_without_tokenizer(textless: Llama4) -> None:
@@ -81,6 +88,14 @@ def test_pickling_says_what_to_do(llm: Llama4) -> None:
                 take(thing)
     output = llm.generate("a", max_tokens=1)
     assert pickle.loads(pickle.dumps(output)) == output
+    for one_of_a_kind in (llm.session("s"), llm.stream("a"), llm.astream("a")):
+        for take in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="cannot be pickled or copied"):
+                take(one_of_a_kind)
+    messages = [{"role": "user", "content": "hi"}]
+    for template in (llm.chat_template, ChatTemplate("{{ bos_token }}", bos_token="B")):
+        for again in (pickle.loads(pickle.dumps(template)), copy.deepcopy(template)):
+            assert again.render(messages) == template.render(messages)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ class ChatTemplate:
                 "hint: give a file; ChatTemplate(text) takes the template itself"
             ) from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Compiled templates cannot be copied.
+        source = None if self.is_builtin else self.source
+        tool_source = None if self._tool_source == self.source else self._tool_source
+        return _made, (source, tool_source, self.bos_token, self.eos_token)
+
     def render(
         self,
         messages: Iterable[Message],
@@ -196,3 +202,9 @@ class ChatTemplate:
                 f"{IMAGE_TOKEN} for them; the template does not support images in these places"
             )
         return text, swap
+
+
+def _made(
+    source: str | None, tool_source: str | None, bos_token: str, eos_token: str
+) -> ChatTemplate:
+    return ChatTemplate(source, tool_source=tool_source, bos_token=bos_token, eos_token=eos_token)
