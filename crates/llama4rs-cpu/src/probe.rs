@@ -147,6 +147,16 @@ impl Kernel for ReadAll<'_> {
     }
 }
 
+/// The sum of all chains, so that none is left out.
+#[inline(always)]
+fn total<S: Simd>(simd: S, sums: [S::F; CHAINS]) -> f32 {
+    let mut total = simd.splat(0.0);
+    for sum in sums {
+        total = simd.add(total, sum);
+    }
+    simd.sum(total)
+}
+
 /// Independent chains of multiply-adds.
 struct MultiplyAdd {
     steps: usize,
@@ -164,11 +174,7 @@ impl Kernel for MultiplyAdd {
                 *sum = simd.fma(a, b, *sum);
             }
         }
-        let mut total = simd.splat(0.0);
-        for sum in sums {
-            total = simd.add(total, sum);
-        }
-        simd.sum(total)
+        total(simd, sums)
     }
 }
 
@@ -193,11 +199,7 @@ impl Kernel for PairDot {
                 *sum = unsafe { simd.dot_pairs(*sum, line, factors.as_ptr(), 1) };
             }
         }
-        let mut total = simd.splat(0.0);
-        for sum in sums {
-            total = simd.add(total, sum);
-        }
-        simd.sum(total)
+        total(simd, sums)
     }
 }
 
@@ -218,11 +220,11 @@ impl IntegerKernel for IntegerDot {
             }
         }
         let simd = integers.simd();
-        let mut total = simd.splat(0.0);
-        for sum in sums {
-            total = simd.add(total, integers.to_floats(sum));
+        let mut floats = [simd.splat(0.0); CHAINS];
+        for (float, sum) in floats.iter_mut().zip(sums) {
+            *float = integers.to_floats(sum);
         }
-        black_box(simd.sum(total));
+        black_box(total(simd, floats));
     }
 }
 

@@ -50,16 +50,6 @@ pub(crate) struct Engine {
     patch_token: Option<u32>,
 }
 
-/// Everything that opening brings.
-struct Opened {
-    engine: SharedEngine,
-    config_json: String,
-    weights: WeightFormat,
-    tensors: Vec<TensorReport>,
-    warnings: Vec<String>,
-    patch_token: Option<u32>,
-}
-
 /// What the caller wants, checked.
 struct Wanted<'a> {
     path: &'a str,
@@ -106,7 +96,7 @@ impl OpenError {
 fn open(
     wanted: &Wanted<'_>,
     progress: &dyn llama4rs_checkpoint::Progress,
-) -> Result<Opened, OpenError> {
+) -> Result<Engine, OpenError> {
     let mut warnings = Vec::new();
     let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders, &mut warnings)?;
     let fast = wanted.arithmetic == Arithmetic::Fast;
@@ -126,7 +116,7 @@ fn open(
             open_on(cpu, &numerics, STEP_TOKENS, &*source, wanted, progress)?
         }
     };
-    Ok(Opened {
+    Ok(Engine {
         config_json: source.config().raw.to_string(),
         weights: source.weights(),
         tensors,
@@ -313,10 +303,8 @@ impl Engine {
             arithmetic: parse_arithmetic(arithmetic)?,
             kv_store: parse_kv_store(kv_dir, kv_budget, kv_read)?,
         };
-        let opened = progress::run(py, progress, |progress| open(&wanted, progress))?
-            .map_err(|error| error.raise(py))?;
-        let Opened { engine, config_json, weights, tensors, warnings, patch_token } = opened;
-        Ok(Self { engine, config_json, weights, tensors, warnings, patch_token })
+        progress::run(py, progress, |progress| open(&wanted, progress))?
+            .map_err(|error| error.raise(py))
     }
 
     #[getter]

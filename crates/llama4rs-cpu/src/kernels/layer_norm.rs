@@ -6,11 +6,9 @@
 //! `factor = 1 / sqrt(squares / len + eps)`;
 //! `out = ((x - mean) * factor) * weight + bias`, each step rounded.
 
-use crate::parallel::{Shared, Threads};
-use crate::simd::{Dispatch, Kernel, Simd, LANES};
-
-/// Values that one thread does by itself.
-const GRAIN: usize = 32 << 10;
+use super::norm_rows::{for_rows, sum_of};
+use crate::parallel::Threads;
+use crate::simd::{Dispatch, Kernel, Simd};
 
 /// Normalises every row of `x` into `out`; rows have as many values as `weight`
 /// and `bias`, and that is not zero.
@@ -23,31 +21,9 @@ pub fn layer_norm(
     eps: f32,
     out: &mut [f32],
 ) {
-    let cols = weight.len();
-    let out = Shared::new(out);
-    threads.for_ranges(x.len() / cols, GRAIN / cols + 1, |rows| {
-        let range = rows.start * cols..rows.end * cols;
-        // SAFETY: ranges do not overlap.
-        let out = unsafe { out.part(range.clone()) };
-        dispatch.run(LayerNorm { x: &x[range], weight, bias, eps, out });
+    for_rows(threads, x, weight.len(), out, |x, out| {
+        dispatch.run(LayerNorm { x, weight, bias, eps, out });
     });
-}
-
-/// `add(sum, lanes)` over the row, 16 values at a time, then the tree; what is
-/// missing of the last 16 is `padding`.
-#[inline(always)]
-fn sum_of<S: Simd>(simd: S, x: &[f32], padding: f32, add: impl Fn(S::F, S::F) -> S::F) -> f32 {
-    let mut sum = simd.splat(0.0);
-    let mut chunks = x.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        // SAFETY: 16 floats.
-        sum = add(sum, unsafe { simd.load(chunk.as_ptr()) });
-    }
-    let mut tail = [padding; LANES];
-    tail[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    // SAFETY: 16 floats.
-    sum = add(sum, unsafe { simd.load(tail.as_ptr()) });
-    simd.sum(sum)
 }
 
 struct LayerNorm<'a> {
@@ -87,6 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::simd::LANES;
     use crate::test_support::{all_cpus, any_size, assert_bits, assert_close, Random};
 
     /// A sum in 16 lanes, then a tree.

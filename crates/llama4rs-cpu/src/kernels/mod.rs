@@ -11,6 +11,7 @@ pub mod gelu;
 pub mod kv_pages;
 pub mod layer_norm;
 pub mod matmul;
+mod norm_rows;
 pub mod rms_norm;
 pub mod rope;
 pub mod route;

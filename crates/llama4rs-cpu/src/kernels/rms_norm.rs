@@ -4,11 +4,9 @@
 //! lanes are added as a tree (8 apart, 4, 2, 1); `mean = sum / len`;
 //! `factor = 1 / sqrt(mean + eps)`; `out = (x * factor) * weight`.
 
+use super::norm_rows::{for_rows, sum_of, GRAIN};
 use crate::parallel::{Shared, Threads};
-use crate::simd::{Dispatch, Kernel, Simd, LANES};
-
-/// Values that one thread does by itself.
-const GRAIN: usize = 32 << 10;
+use crate::simd::{Dispatch, Kernel, Simd};
 
 /// Normalises every row of `cols` values of `x` into `out` and multiplies by `weight`.
 pub fn rms_norm(
@@ -19,13 +17,8 @@ pub fn rms_norm(
     eps: f32,
     out: &mut [f32],
 ) {
-    let cols = weight.len();
-    let out = Shared::new(out);
-    threads.for_ranges(x.len() / cols, GRAIN / cols + 1, |rows| {
-        let range = rows.start * cols..rows.end * cols;
-        // SAFETY: ranges do not overlap.
-        let out = unsafe { out.part(range.clone()) };
-        dispatch.run(RmsNorm { x: &x[range], weight, eps, out });
+    for_rows(threads, x, weight.len(), out, |x, out| {
+        dispatch.run(RmsNorm { x, weight, eps, out });
     });
 }
 
@@ -43,19 +36,8 @@ pub fn head_norm(dispatch: Dispatch, threads: &Threads, x: &mut [f32], head_dim:
 /// `1 / sqrt(mean(x^2) + eps)`.
 #[inline(always)]
 fn factor<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
-    let mut sum = simd.splat(0.0);
-    let mut chunks = x.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        // SAFETY: 16 floats.
-        let lanes = unsafe { simd.load(chunk.as_ptr()) };
-        sum = simd.fma(lanes, lanes, sum);
-    }
-    let mut tail = [0.0; LANES];
-    tail[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    // SAFETY: 16 floats.
-    let lanes = unsafe { simd.load(tail.as_ptr()) };
-    sum = simd.fma(lanes, lanes, sum);
-    1.0 / (simd.sum(sum) / x.len() as f32 + eps).sqrt()
+    let squares = sum_of(simd, x, 0.0, |sum, x| simd.fma(x, x, sum));
+    1.0 / (squares / x.len() as f32 + eps).sqrt()
 }
 
 struct RmsNorm<'a> {
@@ -103,7 +85,7 @@ mod tests {
     use llama4rs_tensor::Backend;
     use proptest::prelude::*;
 
-    use super::*;
+    use crate::simd::LANES;
     use crate::test_support::{all_cpus, any_size, assert_bits, assert_close, Random};
 
     /// The order of operations of this file, one value at a time.

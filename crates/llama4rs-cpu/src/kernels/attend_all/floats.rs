@@ -279,15 +279,7 @@ mod tests {
                 each_query(qkv, tile_rows, head_dim, |q, k, v| reference(q, &k, &v, scale));
             let exact = each_query(qkv, tile_rows, head_dim, |q, k, v| exactly(q, &k, &v, scale));
             assert_close("reference", &exact, &expected, 1e-5);
-            for cpu in all_cpus() {
-                let got = run(cpu, Products::Floats, qkv, (tile_rows, head_dim), scale);
-                assert_bits(&cpu.description(), &expected, &got);
-            }
-            // A tile does not see the others.
-            let [q, k, v] = qkv.map(|x| first_tile(x, tile_rows));
-            let qkv = [&q, &k, &v];
-            let got = run(best_cpu(), Products::Floats, qkv, (tile_rows, head_dim), scale);
-            assert_bits("one tile", &expected[..got.len()], &got);
+            assert_everywhere(Products::Floats, qkv, (tile_rows, head_dim), scale, &expected);
         }
     }
 

@@ -411,7 +411,7 @@ mod tests {
     use super::super::reference::*;
     use super::super::Products;
     use super::{most_qk, TAYLOR};
-    use crate::test_support::{all_cpus, assert_bits, best_cpu, Random};
+    use crate::test_support::{all_cpus, best_cpu, Random};
     use crate::Tensor;
 
     /// The codes of a row and their scale.
@@ -503,15 +503,7 @@ mod tests {
             let qkv = [&q, &k, &v];
             let expected =
                 each_query(qkv, tile_rows, head_dim, |q, k, v| reference(q, &k, &v, scale));
-            for cpu in all_cpus() {
-                let got = run(cpu, Products::Integers, qkv, (tile_rows, head_dim), scale);
-                assert_bits(&cpu.description(), &expected, &got);
-            }
-            // A tile does not see the others.
-            let [q, k, v] = qkv.map(|x| first_tile(x, tile_rows));
-            let qkv = [&q, &k, &v];
-            let got = run(best_cpu(), Products::Integers, qkv, (tile_rows, head_dim), scale);
-            assert_bits("one tile", &expected[..got.len()], &got);
+            assert_everywhere(Products::Integers, qkv, (tile_rows, head_dim), scale, &expected);
         }
     }
 

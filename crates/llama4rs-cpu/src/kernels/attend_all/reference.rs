@@ -1,7 +1,10 @@
 //! What the tests of both definitions share.
 
+use llama4rs_tensor::Backend;
+
 use super::{attend_all, Products};
 use crate::simd::LANES;
+use crate::test_support::{all_cpus, assert_bits, best_cpu};
 use crate::{Cpu, Tensor};
 
 /// A tile's row of one head.
@@ -62,6 +65,24 @@ pub fn run(
     let scratch = &cpu.attend_all_scratch;
     attend_all(how, &cpu.threads, scratch, qkv, tile_rows, head_dim, scale, &mut out);
     out.values().to_vec()
+}
+
+/// Makes sure that every instruction set gives the bits `expected`, and that a tile does not see the
+/// others.
+pub fn assert_everywhere(
+    products: Products,
+    qkv: [&Tensor; 3],
+    (tile_rows, head_dim): (usize, usize),
+    scale: f32,
+    expected: &[f32],
+) {
+    for cpu in all_cpus() {
+        let got = run(cpu, products, qkv, (tile_rows, head_dim), scale);
+        assert_bits(&cpu.description(), expected, &got);
+    }
+    let [q, k, v] = qkv.map(|x| first_tile(x, tile_rows));
+    let got = run(best_cpu(), products, [&q, &k, &v], (tile_rows, head_dim), scale);
+    assert_bits("one tile", &expected[..got.len()], &got);
 }
 
 /// Tiles, heads and their sizes that divide nothing, and some that do.
