@@ -6,7 +6,8 @@ mod support;
 use llama4rs_cuda::{Cuda, Tensor};
 use llama4rs_tensor::{
     Backend, Draw, Error, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan,
-    MixtureWeights, Norm, PageForm, PageId, Residual, Result, Slot, VisionBackend, WeightFormat,
+    MixtureWeights, Norm, PageForm, PageId, Placement, Residual, Result, Slot, VisionBackend,
+    WeightFormat,
 };
 use proptest::prelude::*;
 use support::operations::{halves, PAGE, ROUNDED};
@@ -318,6 +319,27 @@ fn everybody_reads_a_norm_as_its_values() {
     let expert = || ExpertWeights { gate: &stack, up: &stack, down: &stack };
     let routing = |logits: &Tensor| cuda.route(logits, 2).unwrap();
     let three = || cuda.upload(&Random(25).values(15), 3).unwrap();
+    let placed = |mut q: Tensor, rotations: &Tensor| {
+        let (mut k, mut v) = (other(), other());
+        let placement = Placement {
+            head_dim: COLS,
+            rotations: Some(rotations),
+            norm_eps: Some(EPS),
+            scales: None,
+        };
+        let mut pool = pool(&k, &v);
+        cuda.place([&mut q, &mut k, &mut v], &placement, &mut pool, 0, &slots).unwrap();
+        host(&q)
+    };
+    let square = Random(27).weights(WeightFormat::Int4 { group: 64 }, 1, COLS, COLS);
+    let square = cuda.matrix(square.packed()).unwrap();
+    let added = |mut x: Tensor, inputs: &Tensor| {
+        let (mut h, mut delta, weight) = (cuda.empty(), cuda.empty(), vector());
+        let norm = Some(Norm { weight: &weight, eps: EPS });
+        let residual = Residual { x: &mut x, h: &mut h, delta: &mut delta, norm };
+        cuda.matmul_add(inputs, &square, residual).unwrap();
+        [host(&x), host(&h)].concat()
+    };
     type Reader<'a> = (&'a str, Box<dyn Fn(Tensor) -> Vec<f32> + 'a>);
     let readers: Vec<Reader<'_>> = vec![
         ("to_host", Box::new(|x| host(&x))),
@@ -355,6 +377,10 @@ fn everybody_reads_a_norm_as_its_values() {
                 on(x, &|out| cuda.experts(&other(), &routing(&three()), expert(), out).unwrap())
             }),
         ),
+        ("queries to place", Box::new(|x| placed(x, &other()))),
+        ("rotations", Box::new(|x| placed(other(), &x))),
+        ("matmul_add to", Box::new(|x| added(x, &other()))),
+        ("matmul_add", Box::new(|x| added(other(), &x))),
         (
             "choose",
             Box::new(|x| {
