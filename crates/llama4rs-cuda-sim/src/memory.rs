@@ -7,7 +7,7 @@
 //! in every float format), and a bit per byte tells whether it was ever written.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -76,6 +76,11 @@ pub struct Memory {
     written: MmapRaw,
     /// One bit for each sector that the kernel of the moment has read.
     footprint: MmapRaw,
+    /// For each sector the launch that wrote it last.
+    writers: MmapRaw,
+    /// Launches so far, and those for whose end the host has waited.
+    launches: AtomicU32,
+    settled: AtomicU32,
     /// Bytes that may be allocated.
     capacity: u64,
     heap: Mutex<Heap>,
@@ -89,11 +94,15 @@ impl Memory {
         };
         let both = |times: u64| {
             let addresses = capacity.saturating_mul(times).next_multiple_of(1 << 16);
-            let notes = [reserve(addresses / 8)?, reserve(addresses / SECTOR / 8)?];
+            let notes = [
+                reserve(addresses / 8)?,
+                reserve(addresses / SECTOR / 8)?,
+                reserve(addresses / SECTOR * 4)?,
+            ];
             Ok((reserve(addresses)?, notes))
         };
         let granted = ADDRESSES.into_iter().map(both).find(std::io::Result::is_ok);
-        let (bytes, [written, footprint]) = granted.unwrap_or_else(|| both(1))?;
+        let (bytes, [written, footprint, writers]) = granted.unwrap_or_else(|| both(1))?;
         let heap = Heap {
             live: BTreeMap::new(),
             freed: VecDeque::new(),
@@ -102,7 +111,9 @@ impl Memory {
             count: 0,
             snapshot: None,
         };
-        Ok(Self { bytes, written, footprint, capacity, heap: Mutex::new(heap) })
+        let [launches, settled] = [AtomicU32::new(0), AtomicU32::new(0)];
+        let heap = Mutex::new(heap);
+        Ok(Self { bytes, written, footprint, writers, launches, settled, capacity, heap })
     }
 
     fn heap(&self) -> MutexGuard<'_, Heap> {
@@ -321,6 +332,39 @@ impl Memory {
                 }
             }
         }
+    }
+
+    /// The number of a launch that begins, from 1 on.
+    pub fn begin_launch(&self) -> u32 {
+        self.launches.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The host has waited for all launches so far.
+    pub fn settle(&self) {
+        self.settled.store(self.launches.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn writers_of(&self, address: u64, bytes: u64) -> impl Iterator<Item = &AtomicU32> {
+        let first = address.checked_sub(DEVICE_BASE);
+        let sectors =
+            first.into_iter().flat_map(move |first| first / SECTOR..=(first + bytes - 1) / SECTOR);
+        let places =
+            sectors.map(|sector| 4 * sector as usize).filter(|at| at + 4 <= self.writers.len());
+        // SAFETY: the map is that long, lives as long as `self`, and is only touched through atomics.
+        places.map(|at| unsafe { AtomicU32::from_ptr(self.writers.as_mut_ptr().add(at).cast()) })
+    }
+
+    /// Notes that a launch wrote `bytes` bytes at `address`.
+    pub fn note_writer(&self, address: u64, bytes: u64, launch: u32) {
+        self.writers_of(address, bytes).for_each(|writer| writer.store(launch, Ordering::Relaxed));
+    }
+
+    /// Whether another launch than `launch`, for which the host has not waited, wrote to the sectors of
+    /// these bytes.
+    pub fn is_unsettled(&self, address: u64, bytes: u64, launch: u32) -> bool {
+        let settled = self.settled.load(Ordering::Relaxed);
+        let writers = self.writers_of(address, bytes).map(|writer| writer.load(Ordering::Relaxed));
+        writers.into_iter().any(|writer| writer > settled && writer != launch)
     }
 
     /// How many different sectors were noted; forgets them.

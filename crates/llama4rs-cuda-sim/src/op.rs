@@ -504,5 +504,7 @@ pub enum Op {
     Print,
     Pause,
     Fence,
+    /// Waits for the launches before (`griddepcontrol.wait`).
+    WaitForLaunches,
     Nothing,
 }

@@ -25,6 +25,8 @@ pub enum FaultKind {
     UnderWay,
     /// Products of a warpgroup read what was not published to them.
     Unpublished,
+    /// A launch that may begin before the ones before have ended did not wait for them.
+    TooEarly,
     /// `assert` failed.
     Assert,
     /// `trap`.

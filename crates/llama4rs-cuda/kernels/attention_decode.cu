@@ -249,9 +249,10 @@ DEVICE void attend(const AttendArgs &args) {
   merge_splits(args, parts, first_row, splits, group);
 }
 
-KERNEL_OCCUPANCY(THREADS, TILES == 1 ? 3 : 2) attend_decode(const __grid_constant__ AttendArgs args) { attend(args); }
+KERNEL_OCCUPANCY(THREADS, TILES == 1 ? 3 : 2) attend_decode(const __grid_constant__ AttendArgs args) { begin_launch(); attend(args); }
 
 KERNEL(THREADS) attend_decode_merge(const __grid_constant__ AttendArgs args) {
+  begin_launch();
   AttendItem item = args.items[blockIdx.y];
   u32 head = blockIdx.x, group = args.heads / args.kv_heads;
   const float *parts = args.parts + ((u64)blockIdx.y * args.kv_heads + head) * args.splits * group * PART<D>;

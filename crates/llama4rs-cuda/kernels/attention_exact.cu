@@ -293,6 +293,7 @@ DEVICE void attend_rows(float *out, const float *q, u64 row_stride, BlockAt bloc
 // block and writes [row][head][split]{sum of values [HEAD_DIM], largest, sum}.
 KERNEL(THREADS) attend(float *out, const float *q, const u64 *pages, const u32 *tiles, u32 layer,
                        float scale, float *partial, u32 max_splits) {
+  begin_launch();
   const u32 *tile = tiles + blockIdx.x * 4;
   const u64 *first_page = pages + tile[0];
   u32 rows = tile[2], visible = tile[3], kv_heads = gridDim.y, head = blockIdx.y;
@@ -323,6 +324,7 @@ KERNEL(THREADS) attend(float *out, const float *q, const u64 *pages, const u32 *
 // Folds the splits of a row and head in their order. Launch: (rows, heads) blocks; `visible` holds
 // the keys that each row sees; a row that sees none is left alone.
 KERNEL(THREADS) fold_splits(float *out, const float *partial, const u32 *visible, u32 max_splits) {
+  begin_launch();
   u64 index = (u64)blockIdx.x * gridDim.y + blockIdx.y;
   const float *parts = partial + index * max_splits * (HEAD_DIM + 2);
   float largest = -infinity(), sum = 0.0f, all[OUTPUTS];
@@ -349,6 +351,7 @@ KERNEL(THREADS) fold_splits(float *out, const float *partial, const u32 *visible
 // [tiles * tile_rows, heads * HEAD_DIM]. Launch: (tiles * ceil(tile_rows / ROWS), heads) blocks.
 KERNEL(THREADS) attend_all(float *out, const float *q, const float *k, const float *v, u32 tile_rows,
                            float scale) {
+  begin_launch();
   u32 parts = ceil_div(tile_rows, ROWS), tile = blockIdx.x / parts;
   u32 row = blockIdx.x % parts * ROWS;
   u64 stride = (u64)gridDim.y * HEAD_DIM, head = (u64)blockIdx.y * HEAD_DIM;

@@ -4,6 +4,7 @@
 
 KERNEL(256) embed(float *out, const u8 *table, const u32 *ids, u32 cols, u64 panel_bytes,
                   u64 code_bytes) {
+  begin_launch();
   constexpr u32 LINE = Line<FORMAT>::COLS, SHARED_SCALE = GROUP > 0 ? GROUP : 1;
   u32 id = ids[blockIdx.x], lane = id % 16;
   const u8 *panel = table + id / 16 * panel_bytes;

@@ -5,6 +5,7 @@
 
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16).
 KERNEL(256) embed_fragments(float *out, const u8 *codes, const u32 *scales, const u32 *ids, u32 cols, u32 tiles) {
+  begin_launch();
   u32 id = ids[blockIdx.x], panel = id / PANEL, g = id % 8, upper = id % PANEL / 8;
   const u8 *blocks = codes + (u64)panel * tiles * TILE_BLOCKS * BLOCK_BYTES<FORMAT>;
   float *row = out + (u64)blockIdx.x * cols;

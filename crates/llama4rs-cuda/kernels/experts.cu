@@ -7,6 +7,7 @@
 // their sigmoids. One warp a row, eight rows a block.
 KERNEL(256) route(u32 *experts, float *weights, const float *logits, u32 rows, u32 num_experts,
                   u32 top_k) {
+  begin_launch();
   u32 row = blockIdx.x * 8 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   bool inside = row < rows;
   const float *values = logits + (u64)(inside ? row : 0) * num_experts;
@@ -41,6 +42,7 @@ KERNEL(256) route(u32 *experts, float *weights, const float *logits, u32 rows, u
 // tiles that are not needed have count 0. One block of 1024 threads; a warp counts an expert.
 KERNEL(1024) sort_entries(u32 *order, u32 *place, u32 *table, const u32 *experts, u32 entries,
                           u32 num_experts, u32 tile, u32 max_tiles) {
+  begin_launch();
   SHARED u32 counts[1024];
   SHARED u32 starts[1024];
   u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -83,6 +85,7 @@ KERNEL(1024) sort_entries(u32 *order, u32 *place, u32 *table, const u32 *experts
 // sorted[position] = weight * x[row] of the entry there. One block an entry.
 KERNEL(256) gather_scaled(float *sorted, const float *x, const u32 *order, const float *weights,
                           u32 top_k, u32 cols) {
+  begin_launch();
   u32 entry = order[blockIdx.x];
   float weight = weights[entry];
   const float *from = x + (u64)(entry / top_k) * cols;
@@ -92,6 +95,7 @@ KERNEL(256) gather_scaled(float *sorted, const float *x, const u32 *order, const
 
 // out[row] += the rows of its entries, in the order of choice. One block a row.
 KERNEL(256) scatter_add(float *out, const float *sorted, const u32 *place, u32 top_k, u32 cols) {
+  begin_launch();
   float *row = out + (u64)blockIdx.x * cols;
   for (u32 i = threadIdx.x; i < cols; i += 256) {
     float sum = row[i];

@@ -15,6 +15,7 @@ DEVICE Element element(float x) { return x; }
 // block a row; each value is read once, written once.
 KERNEL(256) write_kv(const u64 *pages, const u32 *offsets, const float *keys, const float *values,
                      u32 layer) {
+  begin_launch();
   constexpr u32 COLS = KV_HEADS * HEAD_DIM;
   constexpr u64 PLANE = (u64)PAGE_TOKENS * HEAD_DIM;
   Element *page = reinterpret_cast<Element *>(pages[blockIdx.x]) + layer * KV_HEADS * 2 * PLANE;
@@ -29,6 +30,7 @@ KERNEL(256) write_kv(const u64 *pages, const u32 *offsets, const float *keys, co
 // out = H x / sqrt(B) for each head, H the Hadamard matrix of order B, the largest power of two that
 // divides HEAD_DIM. One block of 128 threads a head; out may be x.
 KERNEL(128) rotate_heads(float *out, const float *x) {
+  begin_launch();
   constexpr u32 ORDER = HEAD_DIM & -HEAD_DIM;
   SHARED float values[HEAD_DIM];
   u64 base = (u64)blockIdx.x * HEAD_DIM;
@@ -89,6 +91,7 @@ DEVICE void put_code(u32 *words, u32 lane, u32 at, u32 length, u32 code) {
 
 // Seals one head of a layer: pages[2i] exact to pages[2i + 1]. Launch: (pages, KV_HEADS) blocks of 128.
 KERNEL(128) seal(const u64 *pages, u32 layer) {
+  begin_launch();
   u64 place = (u64)layer * KV_HEADS + blockIdx.y;
   const u16 *exact = reinterpret_cast<const u16 *>(pages[2 * blockIdx.x]) + place * 2 * PAGE_TOKENS * HEAD_DIM;
   u8 *head = reinterpret_cast<u8 *>(pages[2 * blockIdx.x + 1]) + place * SEALED_BYTES;

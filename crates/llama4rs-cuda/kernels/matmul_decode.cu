@@ -202,8 +202,10 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=, -DROW_PANELS=.
 // Five blocks a processor hold all 640 of Scout's two down projections at once on 132 processors.
 KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? (FORMAT == INT4 ? 5 : 4) : 3) matmul_decode_8(const __grid_constant__ MatmulArgs args) {
+  begin_launch();
   matmul_decode<FORMAT, GROUP, ROW_PANELS, 1, FINISH>(args);
 }
 KERNEL_OCCUPANCY(128, ROW_PANELS == 1 && GROUP != 32 ? 3 : 2) matmul_decode_16(const __grid_constant__ MatmulArgs args) {
+  begin_launch();
   matmul_decode<FORMAT, GROUP, ROW_PANELS, 2, FINISH>(args);
 }

@@ -87,6 +87,7 @@ DEVICE void panel_product(float *out, const float *x, const u8 *panel, u32 count
 
 KERNEL(256) matmul_exact(float *out, const float *x, const u8 *weights, u32 tokens, u32 rows, u32 cols,
                          u64 panel_bytes, u64 code_bytes) {
+  begin_launch();
   u32 tiles = ceil_div(tokens, TOKENS), panel = blockIdx.x / tiles;
   u32 first = blockIdx.x % tiles * TOKENS;
   panel_product(out + (u64)first * rows, x + (u64)first * cols, weights + panel * panel_bytes,
@@ -97,6 +98,7 @@ KERNEL(256) matmul_exact(float *out, const float *x, const u8 *weights, u32 toke
 // (experts.cu), of which those without rows are skipped.
 KERNEL(256) matmul_experts_exact(float *out, const float *x, const u8 *weights, const u32 *table,
                                  u32 tiles, u32 rows, u32 cols, u64 panel_bytes, u64 code_bytes) {
+  begin_launch();
   u32 panel = blockIdx.x / tiles;
   const u32 *tile = table + blockIdx.x % tiles * 3;
   u64 first = tile[1];

@@ -204,19 +204,23 @@ DEVICE void matmul_tile(const MatmulArgs &args) {
 
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=.
 KERNEL_OCCUPANCY(256, 1) matmul_tile_128(const __grid_constant__ MatmulArgs args) {
+  begin_launch();
   matmul_tile<FORMAT, GROUP, 128, FINISH, false>(args);
 }
 KERNEL_OCCUPANCY(256, 2) matmul_tile_32(const __grid_constant__ MatmulArgs args) {
+  begin_launch();
   matmul_tile<FORMAT, GROUP, 32, FINISH, false>(args);
 }
 #if FINISH != 2
 KERNEL_OCCUPANCY(256, 1) matmul_split_64(const __grid_constant__ MatmulArgs args) {
+  begin_launch();
   matmul_tile<FORMAT, GROUP, 64, FINISH, true>(args);
 }
 
 // out [tokens, outputs] = the sum of the slices [4][tokens, outputs], in order, times the factors of a norm of rows of
 // `width` inputs; one thread a value.
 KERNEL(256) add_slices(const float *slices, float *out, u64 count, u32 outputs, RowNorm norm, u32 width) {
+  begin_launch();
   u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
   if (i >= count) return;
   float sum = 0.0f;

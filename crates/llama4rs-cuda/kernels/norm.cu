@@ -3,6 +3,7 @@
 
 // out = x / sqrt(mean(x^2) + eps) * weight
 KERNEL(256) rms_norm(float *out, const float *x, const float *weight, u32 cols, float eps) {
+  begin_launch();
   const float *row = x + (u64)blockIdx.x * cols;
   float sum = 0.0f;
   for (u32 i = threadIdx.x; i < cols; i += 256) sum = fmaf(row[i], row[i], sum);
@@ -14,6 +15,7 @@ KERNEL(256) rms_norm(float *out, const float *x, const float *weight, u32 cols, 
 // out = (x - mean) / sqrt(variance + eps) * weight + bias; the variance is that of x - mean.
 KERNEL(256) layer_norm(float *out, const float *x, const float *weight, const float *bias, u32 cols,
                        float eps) {
+  begin_launch();
   const float *row = x + (u64)blockIdx.x * cols;
   float sum = 0.0f, squares = 0.0f;
   for (u32 i = threadIdx.x; i < cols; i += 256) sum += row[i];
@@ -30,6 +32,7 @@ KERNEL(256) layer_norm(float *out, const float *x, const float *weight, const fl
 
 // x / sqrt(mean(x^2) + eps) for each head; one warp a head, eight heads a block.
 KERNEL(256) head_norm(float *x, u64 heads, u32 head_dim, float eps) {
+  begin_launch();
   u64 head = (u64)blockIdx.x * 8 + threadIdx.x / WARP;
   u32 lane = threadIdx.x % WARP;
   bool inside = head < heads;

@@ -29,6 +29,30 @@ template <bool B> struct Flag {
 constexpr u32 FULL_WARP = 0xFFFFFFFFu;
 constexpr u32 WARP = 32;
 
+// ---- launches
+
+// From Hopper on a launch may begin while the ones before it drain. Nothing that another kernel writes is
+// touched before the wait, and nothing is written; what stays as it is (weights) may be read.
+DEVICE void wait_for_launches_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next launch may begin once all blocks came here. It waits for this one's end, and so for all before it: none
+// comes here before it has waited itself.
+DEVICE void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// How every kernel begins.
+DEVICE void begin_launch() {
+  wait_for_launches_before();
+  let_next_launch_begin();
+}
+
 // ---- numbers
 
 DEVICE float infinity() { return __uint_as_float(0x7F800000u); }

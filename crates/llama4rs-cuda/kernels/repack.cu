@@ -39,17 +39,21 @@ DEVICE void repack(uint4 *target, const u8 *source, u64 pieces, u32 tiles, u64 p
 }
 
 KERNEL(256) repack_int4(uint4 *target, const u8 *source, u64 pieces, u32 tiles, u64 panel_bytes, u32 lines) {
+  begin_launch();
   repack<INT4>(target, source, pieces, tiles, panel_bytes, lines);
 }
 KERNEL(256) repack_int8(uint4 *target, const u8 *source, u64 pieces, u32 tiles, u64 panel_bytes, u32 lines) {
+  begin_launch();
   repack<INT8>(target, source, pieces, tiles, panel_bytes, lines);
 }
 KERNEL(256) repack_bf16(uint4 *target, const u8 *source, u64 pieces, u32 tiles, u64 panel_bytes, u32 lines) {
+  begin_launch();
   repack<BF16>(target, source, pieces, tiles, panel_bytes, lines);
 }
 
 KERNEL(256) repack_scales(u32 *target, const u8 *source, u64 words, u32 tile_groups, u32 tiles,
                           u64 panel_bytes, u64 code_bytes, u32 groups) {
+  begin_launch();
   u64 index = (u64)blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= words) return;
   u32 within = index % tile_groups, g = index / tile_groups % 8;

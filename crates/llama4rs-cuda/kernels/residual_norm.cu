@@ -9,6 +9,7 @@
 // Compiled with -DWIDTH=, a multiple of 4 and at most 16384.
 KERNEL(256) residual_norm(float *x, const float *dense, const float *routed, u32 top_k, const float *weight,
                           float *scaled, u16 *h, float *squares) {
+  begin_launch();
   constexpr u32 QUADS = WIDTH / 4, PER = (QUADS + 255) / 256, PANELS = (QUADS + 3) / 4;
   SHARED float panels[PANELS];
   u64 row = blockIdx.x;
@@ -59,6 +60,7 @@ KERNEL(256) residual_norm(float *x, const float *dense, const float *routed, u32
 // What `residual_norm` left to do, for those who need plain values: out [rows, width] = scaled * factor, which may be
 // the same memory. Launch: a block of 256 threads a row; width a multiple of 4.
 KERNEL(256) finish_norm(float *out, const float *scaled, RowNorm norm, u32 width) {
+  begin_launch();
   u64 row = blockIdx.x;
   float factor = row_factor(norm, row, width);
   const float4 *from = (const float4 *)(scaled + row * width);
@@ -70,6 +72,7 @@ KERNEL(256) finish_norm(float *out, const float *scaled, RowNorm norm, u32 width
 
 // out [count] bf16 = x [count] f32, to nearest even; one thread four values, count % 4 == 0.
 KERNEL(256) to_bf16(u16 *out, const float *x, u64 quads) {
+  begin_launch();
   u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
   if (i >= quads) return;
   float4 v = ((const float4 *)x)[i];

@@ -22,6 +22,7 @@ struct RopeArgs {
 };
 
 KERNEL(256) rope_cache(const __grid_constant__ RopeArgs args) {
+  begin_launch();
   constexpr u32 PAIRS = HEAD_DIM / 64; // of a lane
   u32 row = blockIdx.y, head = blockIdx.x * 8 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (head >= args.heads + 2 * args.kv_heads) return;

@@ -158,20 +158,24 @@ template <u32 THREADS> DEVICE void choose_and_sort(const RouterResult &result, c
 }
 
 KERNEL(128) router_parts(const __grid_constant__ RouterInput input, float *parts, u32 tokens, u32 experts) {
+  begin_launch();
   add_parts(input, parts, tokens, experts);
 }
 
 KERNEL(1024) route(const __grid_constant__ RouterResult result, const float *parts, u32 splits) {
+  begin_launch();
   choose_and_sort<1024>(result, parts, splits);
 }
 
 KERNEL(128) router(const __grid_constant__ RouterInput input, const __grid_constant__ RouterResult result, float *parts,
                    u32 *ticket) {
+  begin_launch();
   add_parts(input, parts, result.tokens, result.experts);
   if (is_last_block(ticket, gridDim.x * gridDim.y * gridDim.z)) choose_and_sort<128>(result, parts, gridDim.y);
 }
 
 KERNEL(1024) token_tiles(const u32 *expert_of, u32 *order, TokenTile *tiles, u32 *num_tiles, u32 assignments,
                          u32 experts, u32 tile_tokens) {
+  begin_launch();
   make_tiles<1024>(expert_of, order, tiles, num_tiles, assignments, experts, tile_tokens);
 }

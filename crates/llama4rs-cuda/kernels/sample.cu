@@ -32,6 +32,7 @@ DEVICE u64 warp_best(u64 best) {
 constexpr u32 PARTS = 32;
 
 KERNEL(256) argmax_parts(const float *logits, u64 *parts, u32 vocab) {
+  begin_launch();
   SHARED u64 warps[8];
   const float *row = logits + (u64)blockIdx.y * vocab;
   u64 best = 0;
@@ -46,6 +47,7 @@ KERNEL(256) argmax_parts(const float *logits, u64 *parts, u32 vocab) {
 }
 
 KERNEL(32) argmax(const u64 *parts, u32 *tokens) {
+  begin_launch();
   u64 best = warp_best(parts[(u64)blockIdx.x * PARTS + threadIdx.x]);
   if (threadIdx.x == 0) tokens[blockIdx.x] = token_of(best);
 }
@@ -181,6 +183,7 @@ DEVICE u64 ties_before(const Row &row, u32 key) {
 }
 
 KERNEL(1024) sample(const float *logits, const SampleOptions *options, u32 *tokens, u32 vocab) {
+  begin_launch();
   SHARED u64 best_of[32];
   SampleOptions option = options[blockIdx.x];
   Row row;

@@ -45,9 +45,10 @@ impl Backend for Cuda {
     }
 
     fn take_warning(&self) -> Option<String> {
-        self.gpu
-            .take_capture_failure()
-            .map(|error| format!("decoding goes on without CUDA graphs, and slower: {error}"))
+        let early = |error| format!("kernels begin one after the other, and slower: {error}");
+        let graphs = |error| format!("decoding goes on without CUDA graphs, and slower: {error}");
+        let failed = self.gpu.take_capture_failure().map(graphs);
+        failed.or_else(|| self.gpu.take_programmatic_failure().map(early))
     }
 
     fn step<T, E: From<Error>>(

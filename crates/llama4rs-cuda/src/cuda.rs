@@ -1,6 +1,7 @@
 //! The device as the model sees it.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llama4rs_tensor::format::PANEL_ROWS;
@@ -95,6 +96,15 @@ impl Cuda {
     /// The same device with small steps submitted as graphs, or launch by launch. The bits are the same.
     pub fn with_graphs(self, graphs: bool) -> Self {
         Self { graphs, ..self }
+    }
+
+    /// The same device with launches that begin while those before them drain, where it can (from Hopper on), or
+    /// without. The bits are the same.
+    pub fn with_early_launches(self, early: bool) -> Self {
+        if !early {
+            self.gpu.programmatic.store(false, Ordering::Relaxed);
+        }
+        self
     }
 
     /// A name for the results, bit by bit: the same name, the same bits. Functions

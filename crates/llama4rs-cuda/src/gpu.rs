@@ -1,10 +1,10 @@
 //! One opened device: its context, its stream, what was loaded onto it.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
-use llama4rs_tensor::Result;
+use llama4rs_tensor::{Error, Result};
 
 use crate::driver::{devices, driver_version, DeviceInfo, OLDEST_ARCHITECTURE};
 use crate::error::{device, During};
@@ -13,6 +13,18 @@ use crate::memory::FreeMemory;
 use crate::nvrtc::{Architecture, Nvrtc};
 use crate::step::Steps;
 use crate::upload::Staging;
+
+/// The environment variable that, set to `0`, has every launch begin after the one before it has ended.
+const EARLY: &str = "LLAMA4RS_CUDA_PDL";
+/// What knows launches that begin early: Hopper, and drivers that put them into graphs.
+const EARLY_ARCHITECTURE: (u32, u32) = (9, 0);
+const EARLY_DRIVER: (u32, u32) = (12, 3);
+
+/// Whether launches on a device shall begin early.
+fn launches_early(info: &DeviceInfo) -> Result<bool> {
+    let wanted = std::env::var_os(EARLY).is_none_or(|value| value != "0");
+    Ok(wanted && info.capability >= EARLY_ARCHITECTURE && driver_version()? >= EARLY_DRIVER)
+}
 
 /// A device that is in use.
 pub(crate) struct Gpu {
@@ -29,6 +41,10 @@ pub(crate) struct Gpu {
     /// Memory that lasts has moved since graphs were last used.
     pub memory_moved: AtomicBool,
     pub library: Library,
+    /// Whether launches may begin while those before them drain.
+    pub programmatic: AtomicBool,
+    /// Why that was given up, until somebody asks.
+    programmatic_failed: Mutex<Option<Error>>,
 }
 
 // SAFETY: contexts and streams may be used by any thread that makes the context
@@ -77,7 +93,10 @@ impl Gpu {
                 return Err(error);
             }
         };
+        let programmatic = AtomicBool::new(launches_early(&info)?);
         Ok(Arc::new(Self {
+            programmatic,
+            programmatic_failed: Mutex::default(),
             info,
             handle,
             context,
@@ -105,6 +124,17 @@ impl Gpu {
     /// A stream to capture graphs with.
     pub fn capture_stream(&self) -> sys::CUstream {
         self.capture_stream
+    }
+
+    /// Launches begin after those before them from now on.
+    pub fn end_programmatic(&self, reason: Error) {
+        self.programmatic.store(false, Ordering::Relaxed);
+        *self.programmatic_failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// Why launches do not begin early any more, once.
+    pub fn take_programmatic_failure(&self) -> Option<Error> {
+        self.programmatic_failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Memory that nobody uses.

@@ -1,5 +1,7 @@
 //! Recordings that come again, made into CUDA graphs.
 
+use std::sync::atomic::Ordering;
+
 use cudarc::driver::{result, sys};
 use llama4rs_tensor::{Error, Result};
 
@@ -143,7 +145,16 @@ impl Graphs {
         let (step, graph) = &mut self.steps[0];
         if graph.is_none() {
             let stream = gpu.capture_stream();
-            match Executable::capture(gpu, stream, || step.submit(gpu, stream)) {
+            let capture = || Executable::capture(gpu, stream, || step.submit(gpu, stream));
+            let early = gpu.programmatic.load(Ordering::Relaxed);
+            let made = capture().or_else(|error| match early {
+                true => {
+                    gpu.end_programmatic(error);
+                    capture()
+                }
+                false => Err(error),
+            });
+            match made {
                 Ok(made) => *graph = Some(made),
                 Err(error) => failed(error),
             }

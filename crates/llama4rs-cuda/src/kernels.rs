@@ -256,3 +256,20 @@ impl Library {
         std::mem::take(loaded).modules.into_values().for_each(Module::unload);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_waits_for_the_launches_before_it() {
+        for source in all_kernels() {
+            let kernels = source.text.split("\nKERNEL").skip(1);
+            for kernel in kernels {
+                let body = kernel.split_once(") {").map(|(_, body)| body.trim_start());
+                let waits = body.is_some_and(|body| body.starts_with("begin_launch();"));
+                assert!(waits, "{}: KERNEL{}", source.name, kernel.lines().next().unwrap_or(""));
+            }
+        }
+    }
+}

@@ -1,8 +1,9 @@
 //! Loaded code and its kernels.
 
 use std::ffi::{c_uint, c_void, CString};
+use std::sync::atomic::Ordering;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{result, sys, DriverError};
 use llama4rs_tensor::{Error, Result};
 
 use crate::arguments::Packed;
@@ -92,6 +93,17 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
+/// Whether a driver answers like this that it does not know how to launch early.
+fn is_refusal(error: DriverError) -> bool {
+    use sys::CUresult::{
+        CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+    };
+    matches!(
+        error.0,
+        CUDA_ERROR_INVALID_VALUE | CUDA_ERROR_NOT_SUPPORTED | CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    )
+}
+
 impl Kernel {
     /// Queues `blocks` blocks of `threads` threads, at least one, on a stream.
     ///
@@ -110,19 +122,53 @@ impl Kernel {
             return Err(Error::shape(self.name, most, format!("{blocks:?}")));
         }
         gpu.bind()?;
-        let [x, y, z] = blocks.map(|count| count as c_uint);
-        // SAFETY: the arguments outlive the call, which copies them (a 4-byte one is
-        // the low half of its 8 bytes); the callers checked what they point to.
-        unsafe {
-            result::launch_kernel(
-                self.function,
-                (x, y, z),
-                (threads, 1, 1),
-                self.shared as c_uint,
-                stream,
-                &mut arguments.pointers(),
-            )
+        let mut pointers = arguments.pointers();
+        if gpu.programmatic.load(Ordering::Relaxed) {
+            match self.launch_with(stream, blocks, threads, &mut pointers, true) {
+                Err(error) if is_refusal(error) => gpu.end_programmatic(device(words(error))),
+                outcome => return outcome.during(&format!("launch {}", self.name)),
+            }
         }
-        .during(&format!("launch {}", self.name))
+        self.launch_with(stream, blocks, threads, &mut pointers, false)
+            .during(&format!("launch {}", self.name))
+    }
+
+    /// A `programmatic` launch may begin while the one before it drains; every kernel waits for its end.
+    fn launch_with(
+        &self,
+        stream: sys::CUstream,
+        blocks: [usize; 3],
+        threads: u32,
+        arguments: &mut [*mut c_void],
+        programmatic: bool,
+    ) -> std::result::Result<(), DriverError> {
+        let [x, y, z] = blocks.map(|count| count as c_uint);
+        let shared = self.shared as c_uint;
+        if !programmatic {
+            // SAFETY: the arguments outlive the call, which copies them (a 4-byte one is
+            // the low half of its 8 bytes); the callers checked what they point to.
+            return unsafe {
+                let (grid, block) = ((x, y, z), (threads, 1, 1));
+                result::launch_kernel(self.function, grid, block, shared, stream, arguments)
+            };
+        }
+        use sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as Early;
+        let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let mut attribute = sys::CUlaunchAttribute { id: Early, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: stream,
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        let (arguments, extra) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+        // SAFETY: as above; the configuration and its attribute outlive the call.
+        unsafe { sys::cuLaunchKernelEx(&config, self.function, arguments, extra) }.result()
     }
 }

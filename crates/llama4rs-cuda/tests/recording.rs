@@ -6,9 +6,9 @@ mod support;
 
 use std::time::Duration;
 
-use llama4rs_cuda::Cuda;
+use llama4rs_cuda::{Cuda, Routing};
 use llama4rs_tensor::{Backend, Error, KvDtype, Result};
-use support::scout::Model;
+use support::scout::{Model, TOKENS};
 use support::{cuda, nvrtc_folders, skip_kernels};
 
 const LAYERS: usize = 48;
@@ -34,6 +34,12 @@ fn timed(rounds: usize, mut call: impl FnMut()) -> (f64, f64) {
     (times[rounds / 2], times[0])
 }
 
+/// A step of the last token there is room for.
+fn again(model: &mut Model, cuda: &Cuda) -> Result<Vec<Routing>> {
+    model.tokens = TOKENS - 1;
+    model.run(cuda, 1)
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn a_step_of_48_layers() {
@@ -43,17 +49,17 @@ fn a_step_of_48_layers() {
     let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).with_graphs(true);
     let mut model = Model::new(&cuda, LAYERS, KvDtype::Bf16);
     for _ in 0..4 {
-        cuda.step(1, || model.run(&cuda, 1)).unwrap();
+        cuda.step(1, || again(&mut model, &cuda)).unwrap();
         cuda.synchronize().unwrap();
     }
     let rounds = 1000;
     let whole = timed(rounds, || {
-        cuda.step(1, || model.run(&cuda, 1)).unwrap();
+        cuda.step(1, || again(&mut model, &cuda)).unwrap();
         cuda.synchronize().unwrap();
     });
     let recorded = timed(rounds, || {
         let outcome: Result<()> = cuda.step(1, || {
-            model.run(&cuda, 1)?;
+            again(&mut model, &cuda)?;
             Err(Error::shape("test", "a step", "no step"))
         });
         assert!(outcome.is_err());

@@ -40,10 +40,15 @@ impl<'m> Decoder<'m> {
                 op.take("u32");
                 Op::Pause
             }
-            // A launch begins when everything before it has ended.
             "griddepcontrol" => {
+                // The next launch begins when this one has ended, whatever it is allowed.
+                let waits = op.take("wait");
                 op.mods.clear();
-                Op::Fence
+                if waits {
+                    Op::WaitForLaunches
+                } else {
+                    Op::Nothing
+                }
             }
             "brkpt" | "pmevent" => Op::Nothing,
             "setmaxnreg" => {

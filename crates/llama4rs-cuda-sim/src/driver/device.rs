@@ -217,7 +217,10 @@ entry_points! {
 
     /// Waits for all work; it is done already.
     fn cuCtxSynchronize() {
-        in_context()?.forbid_while_capturing("cuCtxSynchronize")
+        let driver = in_context()?;
+        driver.forbid_while_capturing("cuCtxSynchronize")?;
+        driver.memory.settle();
+        Ok(())
     }
 
     /// Sets a limit; none matters here.

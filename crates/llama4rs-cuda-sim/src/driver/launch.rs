@@ -34,6 +34,11 @@ pub struct Attribute {
 }
 
 impl Driver {
+    /// Whether launches may begin before those before them have ended.
+    pub fn has_programmatic_launches(&self) -> bool {
+        self.settings.capability >= (9, 0)
+    }
+
     /// Blocks that a multiprocessor holds at once.
     fn occupancy(&self, function: &Function, threads: u32, dynamic: usize) -> u32 {
         let shared = function.kernel.shared_bytes + dynamic + 1024;
@@ -89,13 +94,20 @@ impl Driver {
         stream: u64,
         params: *const *const c_void,
         extra: *const *const c_void,
-        cooperative: bool,
+        [cooperative, programmatic]: [bool; 2],
     ) -> Answer {
         let function: Arc<Function> = self.functions.get(function)?;
         // SAFETY: as the caller promises.
         let params = unsafe { self.params(&function, params, extra)? };
-        let launch =
-            Launch { function: function.clone(), grid, block, dynamic, params, cooperative };
+        let launch = Launch {
+            function: function.clone(),
+            grid,
+            block,
+            dynamic,
+            params,
+            cooperative,
+            programmatic,
+        };
         self.check_launch(&function, &launch)?;
         self.submit(stream, Work::Launch(launch))
     }
@@ -169,7 +181,7 @@ entry_points! {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         let driver = in_context()?;
         // SAFETY: the caller's parameters, as the driver API demands.
-        unsafe { driver.launch(function, grid, block, dynamic as usize, stream, params, extra, false) }
+        unsafe { driver.launch(function, grid, block, dynamic as usize, stream, params, extra, [false; 2]) }
     }
 
     /// Launches a kernel whose blocks may wait for each other.
@@ -188,7 +200,7 @@ entry_points! {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         let (driver, none) = (in_context()?, std::ptr::null());
         // SAFETY: as above.
-        unsafe { driver.launch(function, grid, block, dynamic as usize, stream, params, none, true) }
+        unsafe { driver.launch(function, grid, block, dynamic as usize, stream, params, none, [true, false]) }
     }
 
     /// Launches a kernel with attributes: clusters are refused, hints ignored.
@@ -204,12 +216,17 @@ entry_points! {
         }
         // SAFETY: the caller's configuration.
         let config = unsafe { &*config };
-        let mut cooperative = false;
+        let (mut cooperative, mut programmatic) = (false, false);
         for i in 0..config.count as usize {
             // SAFETY: the array has `count` elements.
             let attribute = unsafe { &*config.attributes.add(i) };
             match attribute.id {
                 2 => cooperative = attribute.value[0] != 0,
+                6 if attribute.value[0] != 0 && !driver.has_programmatic_launches() => {
+                    let why = "programmatic launches need a device of capability 9.0";
+                    return driver.refuse(code::NOT_SUPPORTED, why);
+                }
+                6 => programmatic = attribute.value[0] != 0,
                 4 if attribute.value[..3].iter().any(|&n| n > 1) => {
                     return driver.refuse(code::NOT_SUPPORTED, "clusters of blocks are not supported");
                 }
@@ -219,7 +236,8 @@ entry_points! {
         let (grid, block, dynamic) = (config.grid, config.block, config.dynamic as usize);
         // SAFETY: as above.
         unsafe {
-            driver.launch(function, grid, block, dynamic, config.stream, params, extra, cooperative)
+            let how = [cooperative, programmatic];
+            driver.launch(function, grid, block, dynamic, config.stream, params, extra, how)
         }
     }
 

@@ -232,7 +232,10 @@ entry_points! {
 
     /// Waits for a stream; its work is done already.
     fn cuStreamSynchronize(stream: u64) {
-        in_context()?.forbid_in_capture(stream, "cuStreamSynchronize")
+        let driver = in_context()?;
+        driver.forbid_in_capture(stream, "cuStreamSynchronize")?;
+        driver.memory.settle();
+        Ok(())
     }
 
     /// Whether a stream's work is done: always.
@@ -301,7 +304,10 @@ entry_points! {
 
     /// Waits for an event; it has happened.
     fn cuEventSynchronize(event: u64) {
-        in_context()?.event_done(event).map(|_| ())
+        let driver = in_context()?;
+        driver.event_done(event)?;
+        driver.memory.settle();
+        Ok(())
     }
 
     /// Milliseconds between two events.

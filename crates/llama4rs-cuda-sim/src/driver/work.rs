@@ -32,6 +32,8 @@ pub struct Launch {
     pub dynamic: usize,
     pub params: Vec<u8>,
     pub cooperative: bool,
+    /// Whether it may begin before the launches before it have ended.
+    pub programmatic: bool,
 }
 
 /// Something for a stream to do.
@@ -173,6 +175,8 @@ impl Driver {
             regions: self.memory.regions(),
             checks: self.settings.checks,
             cooperative: l.cooperative,
+            programmatic: l.programmatic,
+            number: if self.has_programmatic_launches() { self.memory.begin_launch() } else { 0 },
             deadline: Instant::now() + self.settings.patience,
         };
         match launch(&env) {

@@ -105,6 +105,7 @@ impl Exec<'_, '_> {
     ) -> Outcome<()> {
         let bytes = u64::from(access.bytes);
         let hosts = self.device(addresses, bytes, mask)?;
+        self.check_may_write(addresses, mask)?;
         if op != Atomic::Exch {
             self.check_written(addresses, bytes, mask)?;
         }

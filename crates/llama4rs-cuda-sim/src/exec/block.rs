@@ -62,6 +62,7 @@ impl Block {
             marks: Vec::new(),
             groups: [0; LANES],
             products: Products::new(kernel),
+            waited: 0,
         });
         let common = Common {
             id: [0; 3],
@@ -135,6 +136,13 @@ impl Block {
             if let Some((pc, fault)) = warp.products.at_end(&self.common.warpgroups, warp.index) {
                 return Err(self.report(env, &fault, pc, warp.index));
             }
+        }
+        if let Some(warp) = self.warps.iter().find(|w| env.programmatic && w.waited != w.all) {
+            let lane = (warp.all & !warp.waited).trailing_zeros() as usize;
+            let what = "the launch may begin before those before it have ended, and a thread never executed \
+                        `griddepcontrol.wait`";
+            let fault = Fault::new(FaultKind::TooEarly, Some(lane), what.to_string());
+            return Err(self.report(env, &fault, 0, warp.index));
         }
         let Some(warp) = self.warps.iter().find(|w| !w.copies.is_empty()) else { return Ok(()) };
         let lane = usize::from(warp.copies[0].lane);

@@ -54,6 +54,9 @@ impl Exec<'_, '_> {
         mask: u32,
     ) -> Outcome<Lanes<usize>> {
         self.aligned(addresses, bytes, mask)?;
+        if self.env.programmatic && mask & !self.w.waited != 0 {
+            self.check_settled(addresses, bytes, mask & !self.w.waited)?;
+        }
         let low = addresses.iter().fold(u64::MAX, |m, &a| m.min(a));
         let high = addresses.iter().fold(0, |m, &a| m.max(a));
         let memory = self.env.memory;
@@ -81,6 +84,29 @@ impl Exec<'_, '_> {
             out[l] = first;
         }
         Ok(out)
+    }
+
+    /// Fails if a lane that has not waited touches what a launch before wrote.
+    fn check_settled(&self, addresses: &Lanes<u64>, bytes: u64, mask: u32) -> Outcome<()> {
+        let unsettled =
+            |&l: &usize| self.env.memory.is_unsettled(addresses[l], bytes, self.env.number);
+        let Some(lane) = lanes_of(mask).find(unsettled) else { return Ok(()) };
+        let (at, near) = (addresses[lane], self.env.memory.describe(addresses[lane]));
+        let what = format!(
+            "touches {bytes} bytes at {at:#x} before `griddepcontrol.wait`, which a launch before wrote: {near}"
+        );
+        Err(Fault::new(FaultKind::TooEarly, Some(lane), what))
+    }
+
+    /// Fails if a lane writes that has not waited for the launches before.
+    pub(super) fn check_may_write(&self, addresses: &Lanes<u64>, mask: u32) -> Outcome<()> {
+        let early = if self.env.programmatic { mask & !self.w.waited } else { 0 };
+        if early == 0 {
+            return Ok(());
+        }
+        let lane = early.trailing_zeros() as usize;
+        let what = format!("writes at {:#x} before `griddepcontrol.wait`", addresses[lane]);
+        Err(Fault::new(FaultKind::TooEarly, Some(lane), what))
     }
 
     #[cold]
@@ -130,6 +156,9 @@ impl Exec<'_, '_> {
         for l in lanes_of(mask) {
             if addresses[l] >= DEVICE_BASE {
                 self.env.memory.set_written(addresses[l], bytes as u32);
+                if self.env.number > 0 {
+                    self.env.memory.note_writer(addresses[l], bytes, self.env.number);
+                }
             }
         }
     }
@@ -181,6 +210,7 @@ impl Exec<'_, '_> {
     ) -> Outcome<()> {
         let bytes = size(access);
         let hosts = self.device(addresses, bytes, mask)?;
+        self.check_may_write(addresses, mask)?;
         self.count_write(addresses, bytes, mask);
         for e in 0..usize::from(access.count) {
             let slot = self.env.kernel.lists[inst.b.range().start + e];

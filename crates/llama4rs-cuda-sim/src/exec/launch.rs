@@ -50,6 +50,10 @@ pub struct Env<'a> {
     pub checks: Checks,
     /// Whether all blocks must be there at once.
     pub cooperative: bool,
+    /// Whether it may begin before the launches before it have ended, and must wait for them.
+    pub programmatic: bool,
+    /// The number of the launch, if what it writes is noted; else 0.
+    pub number: u32,
     /// When the kernel counts as endless.
     pub deadline: Instant,
 }

@@ -153,6 +153,7 @@ impl Exec<'_, '_> {
             Op::Print => self.print(inst, mask)?,
             Op::Pause => return Ok(Flow::Yield),
             Op::Fence => std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst),
+            Op::WaitForLaunches => self.w.waited |= mask,
             Op::Nothing => {}
         }
         Ok(Flow::Next)

@@ -72,6 +72,8 @@ pub struct Warp {
     pub groups: [u32; LANES],
     /// Products of its warpgroup.
     pub products: Products,
+    /// Lanes that waited for the launches before.
+    pub waited: u32,
 }
 
 /// What an instruction does to the path.
@@ -114,6 +116,7 @@ impl Warp {
         self.marks.clear();
         self.groups = [0; LANES];
         self.products.reset();
+        self.waited = 0;
         self.predicates.fill(0);
         self.predicates[1] = u32::MAX;
     }

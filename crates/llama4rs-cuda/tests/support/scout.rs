@@ -12,7 +12,8 @@ const HIDDEN: usize = 128;
 const HEADS: usize = 5;
 const HEAD_DIM: usize = 128;
 const EXPERTS: usize = 16;
-const TOKENS: usize = 8192;
+/// That there is room for.
+pub const TOKENS: usize = 8192;
 const PAGE: usize = 64;
 const INT4: WeightFormat = WeightFormat::Int4 { group: 128 };
 const EPS: f32 = 1e-5;
@@ -65,6 +66,8 @@ pub struct Model {
     /// Of chunked and of global layers.
     pools: [KvPages; 2],
     pages: Vec<PageId>,
+    /// How many tokens came already.
+    pub tokens: usize,
     workspace: Workspace,
 }
 
@@ -119,17 +122,20 @@ impl Model {
             lm_head: matrix(Product, WeightFormat::Int8 { group: 128 }, 1, 256, HIDDEN),
             pools: [pool(num_layers - num_layers / 4), pool(num_layers / 4)],
             pages,
+            tokens: 0,
             workspace: Workspace::default(),
         }
     }
 
-    /// The operations of a step of the last `rows` tokens, as the model calls them.
+    /// The operations of a step of `rows` tokens more, as the model calls them.
     pub fn run(&mut self, cuda: &Cuda, rows: usize) -> Result<Vec<Routing>> {
-        let Self { table, layers, norm, lm_head, pools, pages, workspace } = self;
-        let first = TOKENS - rows;
+        let Self { table, layers, norm, lm_head, pools, pages, tokens, workspace } = self;
+        let first = *tokens;
+        *tokens += rows;
         let slot = |token| Slot { page: pages[token / PAGE], offset: (token % PAGE) as u32 };
-        let slots: Vec<Slot> = (first..TOKENS).map(slot).collect();
-        let spans = [KvSpan { rows: 0..rows, pages: pages.clone(), visible: first + 1 }];
+        let slots: Vec<Slot> = (first..*tokens).map(slot).collect();
+        let pages = pages[..tokens.div_ceil(PAGE)].to_vec();
+        let spans = [KvSpan { rows: 0..rows, pages, visible: first + 1 }];
         let Workspace { x, h, delta, q, k, v, heads, gate, up, logits } = workspace;
         let rotations = cuda.upload(&vec![0.5; rows * HEAD_DIM], HEAD_DIM)?;
         let scales = cuda.upload(&vec![1.0; rows], 1)?;
@@ -168,5 +174,10 @@ impl Model {
         let tokens = cuda.choose(logits, &vec![draw; rows])?;
         drop(tokens);
         Ok(routings)
+    }
+
+    /// The logits of the last step.
+    pub fn logits(&self, cuda: &Cuda) -> Vec<f32> {
+        cuda.to_host(&self.workspace.logits).unwrap()
     }
 }
