@@ -168,6 +168,7 @@ DEVICE void multiply_tile(const MatmulArgs &args, const Work &work, u8 *shared) 
 
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=.
 KERNEL_OCCUPANCY(256, 1) matmul_wgmma(const __grid_constant__ MatmulArgs args) {
+  begin_launch();
   DYNAMIC_SHARED(shared);
   Work work;
   if (!find_work(args, blockIdx.x, FINISH == SWIGLU ? 128 : 256, TOKENS, SPAN, work)) return;

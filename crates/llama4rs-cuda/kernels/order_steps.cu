@@ -6,6 +6,7 @@
 // Launch: one thread for 32 inputs, `count` in all. Bytes: x once, out once.
 
 KERNEL(256) order_steps(uint4 *out, const u16 *x, u32 cols, u32 tiles, u64 count) {
+  begin_launch();
   u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
   if (i >= count) return;
   u32 col = i % (tiles * 8) * 32;
