@@ -215,7 +215,8 @@ template <u32 D, u32 TILES> struct Scores {
 #pragma unroll
       for (u32 i = 0; i < 2; i++) {
         u32 every_row[4] = {centres[2 * i], centres[2 * i], centres[2 * i + 1], centres[2 * i + 1]};
-        u32 scaled[TILES][2], low = f16_mul2(steps[2 * i], power.halves), high = f16_mul2(steps[2 * i + 1], power.halves);
+        u32 scaled[TILES][2];
+        u32 low = f16_mul2(steps[2 * i], power.halves), high = f16_mul2(steps[2 * i + 1], power.halves);
 #pragma unroll
         for (u32 r = 0; r < TILES; r++) {
           const u32 (&q)[2] = queries.b[r][2 * j + i];
@@ -317,7 +318,8 @@ template <u32 D, u32 TILES> struct Weights {
   // What the values' steps are divided by goes to the maxima.
   DEVICE void of_sealed(Scores<D, TILES> &scores, const u8 *values, u32 t) {
     const u8 *tokens = values + t * 16; // keys 8t .. of either half
-    uint4 steps_of[2] = {*(const uint4 *)(tokens + PageShape<D>::VALUE_STEPS), *(const uint4 *)(tokens + PageShape<D>::VALUE_STEPS + 64)};
+    const uint4 *steps_at = (const uint4 *)(tokens + PageShape<D>::VALUE_STEPS);
+    uint4 steps_of[2] = {steps_at[0], steps_at[4]};
     StepPower power(f16_max2(largest_of(steps_of[0]), largest_of(steps_of[1])));
     float total[TILES][4] = {};
 #pragma unroll
@@ -337,7 +339,8 @@ template <u32 D, u32 TILES> struct Weights {
         }
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-          u32 order = i ? 0x7632 : 0x5410, first = __byte_perm(pairs[0], pairs[1], order), second = __byte_perm(pairs[2], pairs[3], order);
+          u32 order = i ? 0x7632 : 0x5410;
+          u32 first = __byte_perm(pairs[0], pairs[1], order), second = __byte_perm(pairs[2], pairs[3], order);
           // Rows 0..7 sum up weights, rows 8..15 their products with centres.
           u32 a[4] = {0x3C003C00u, centres[2 * i], 0x3C003C00u, centres[2 * i + 1]};
           mma_f16(total[r], a, first, second);
@@ -375,7 +378,8 @@ template <u32 D, u32 TILES> struct Weights {
     for (u32 i = 0; i < 2; i++) {
       // Channel 16n + 8i + g of line 8 (s/2) + 2t + s%2.
       u32 unit = t * 8 + ((s % 2 * 4 + i * 2 + g / 4) ^ t * 2);
-      decode_codes(*(const u32 *)(values + PageShape<D>::VALUE_CODES + n * 1024 + s / 2 * 512 + unit * 16 + g % 4 * 4), a[i], a[i + 2]);
+      const u8 *at = values + PageShape<D>::VALUE_CODES + n * 1024 + s / 2 * 512 + unit * 16 + g % 4 * 4;
+      decode_codes(*(const u32 *)at, a[i], a[i + 2]);
     }
 #pragma unroll
     for (u32 r = 0; r < TILES; r++) mma_f16(out[r], a, b[r][s][0], b[r][s][1]);

@@ -6,9 +6,9 @@
 // Shared memory (dynamic): RING pages of 4 * D * 64 bytes, and WARPS * (128 * D / 2 + 128) for merged splits.
 // Later tiles see more pages, so they come first.
 // attend_prefill_parts: few rows over many keys, whose tiles alone would leave most of the device idle; one
-// item, blocks (tiles * ranges, kv heads), a range being the splits that begin in as many pages as those of the others. What a
-// split sums up for row i goes to parts [i], as from attend_decode, and attend_decode_merge merges it in the
-// same order as here.
+// item, blocks (tiles * ranges, kv heads), a range being the splits that begin in its share of the pages. What
+// a split sums up for row i goes to parts [i], as from attend_decode, and attend_decode_merge merges it in
+// the same order as here.
 // Bytes: the pages a tile sees once, mostly from L2. Operations: 4 * D * keys seen, in whole pages, a row.
 
 // Tiles of 8 rows of a warp.
@@ -100,6 +100,7 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE, bool PARTS> DEVICE void pre
     return ((u64)(item.row + row / group) * args.heads + head * group + row % group) * D;
   };
   auto is_row = [&](u32 r, u32 i) { return warp_first + r * 8 + i < rows; };
+  auto sees = [&](u32 r, u32 i) { return is_row(r, i) ? item.visible + (warp_first + r * 8 + i) / group : 0; };
   Queries<D, TILES> queries;
   auto load_queries = [&](Queries<D, TILES> &to) {
     const u16 *from[TILES];
@@ -195,7 +196,7 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE, bool PARTS> DEVICE void pre
         for (u32 r = 0; r < TILES; r++)
 #pragma unroll
           for (u32 i = 0; i < 2; i++)
-            visible[r][i] = is_row(r, t * 2 + i) ? max(item.visible + (warp_first + r * 8 + t * 2 + i) / group, before) - before : 0;
+            visible[r][i] = max(sees(r, t * 2 + i), before) - before;
         scores.hide(visible, g);
       }
       scores.exponents();
