@@ -97,6 +97,6 @@ DEVICE const u16 *activations(const MatmulArgs &args, const Work &work, u32 i) {
   return args.x + (u64)x_row(args, work, i) * args.cols;
 }
 // What multiplies the products of assignment `at`, of whose norm `factor` is left; every kernel in this order.
-DEVICE float row_scale(const MatmulArgs &args, const Work &work, u32 at, float factor) {
+DEVICE float assignment_scale(const MatmulArgs &args, const Work &work, u32 at, float factor) {
   return work.order && args.weights ? factor * args.weights[at] : factor;
 }

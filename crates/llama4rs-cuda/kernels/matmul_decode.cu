@@ -175,7 +175,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
     float scale[2];
 #pragma unroll
     for (u32 i = 0; i < 2; i++)
-      if (token + i < work.count) scale[i] = row_scale(args, work, rows_of[token + i], factors[token + i]);
+      if (token + i < work.count) scale[i] = assignment_scale(args, work, rows_of[token + i], factors[token + i]);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
       u32 n = row + i / 2 * 8;

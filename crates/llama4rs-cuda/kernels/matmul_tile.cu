@@ -186,7 +186,7 @@ DEVICE void matmul_tile(const MatmulArgs &args) {
       if (token >= work.count) continue;
       u32 at = assignment(work, token);
       float scale = 1.0f;
-      if constexpr (!SPLIT) scale = row_scale(args, work, at, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
+      if constexpr (!SPLIT) scale = assignment_scale(args, work, at, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
 #pragma unroll
       for (u32 p = 0; p < (EPILOGUE == SWIGLU ? 1 : 2); p++)
 #pragma unroll
@@ -218,14 +218,15 @@ KERNEL_OCCUPANCY(256, 1) matmul_split_64(const __grid_constant__ MatmulArgs args
 }
 
 // out [tokens, outputs] = the sum of the slices [4][tokens, outputs], in order, times the factors of a norm of rows of
-// `width` inputs; one thread a value.
-KERNEL(256) add_slices(const float *slices, float *out, u64 count, u32 outputs, RowNorm norm, u32 width) {
+// `width` inputs. Launch: (ceil(outputs / 256), tokens) blocks, one thread a value.
+KERNEL(256) add_slices(const float *slices, float *out, u32 outputs, RowNorm norm, u32 width) {
   begin_launch();
-  u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
-  if (i >= count) return;
+  u32 output = blockIdx.x * 256 + threadIdx.x;
+  if (output >= outputs) return;
+  u64 i = (u64)blockIdx.y * outputs + output, count = (u64)gridDim.y * outputs;
   float sum = 0.0f;
 #pragma unroll
   for (u32 slice = 0; slice < SLICES; slice++) sum += slices[slice * count + i];
-  finish<FINISH>(out, i, sum, 0.0f, whole_row_factor(norm, i / outputs, width));
+  finish<FINISH>(out, i, sum, 0.0f, whole_row_factor(norm, blockIdx.y, width));
 }
 #endif

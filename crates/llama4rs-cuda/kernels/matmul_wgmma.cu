@@ -153,15 +153,15 @@ DEVICE void multiply_tile(const MatmulArgs &args, const Work &work, u8 *shared) 
       for (u32 odd = 0; odd < 2; odd++) {
         u32 token = h * 64 + n * 8 + thread % 4 * 2 + odd;
         if (token >= work.count) continue;
-        u64 at = (u64)assignment(work, token) * work.job->rows;
-        float scale = row_scale(args, work, token, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
+        u32 at = assignment(work, token);
+        float scale = assignment_scale(args, work, at, whole_row_factor(args.norm, x_row(args, work, token), args.cols));
 #pragma unroll
         for (u32 m = 0; m < (EPILOGUE == SWIGLU ? 1 : 2); m++)
 #pragma unroll
           for (u32 i = odd; i < 4; i += 2) {
             u32 row = first_row + m * 4 * PANEL + i / 2 * 8;
             if (row < work.job->rows)
-              finish<EPILOGUE>(work.job->out, at + row, sums[m][h][n][i], sums[1][h][n][i], scale);
+              finish<EPILOGUE>(work.job->out, (u64)at * work.job->rows + row, sums[m][h][n][i], sums[1][h][n][i], scale);
           }
       }
 }

@@ -217,17 +217,16 @@ impl Cuda {
         };
         self.launch(launch, &arguments![arguments])?;
         for (job, slices) in jobs.iter().zip(&slices) {
-            let count = input.rows * job.weights.rows;
+            let outputs = job.weights.rows;
             let launch = Launch {
                 source: &MATMUL_TILE,
                 kernel: "add_slices",
                 constants: &constants[..3],
                 shared: 0,
-                blocks: [count.div_ceil(256), 1, 1],
+                blocks: [outputs.div_ceil(256), input.rows, 1],
                 threads: 256,
             };
-            let outputs = job.weights.rows;
-            let all = arguments![slices, job.out, count as u64, outputs, input.norm, input.cols];
+            let all = arguments![slices, job.out, outputs, input.norm, input.cols];
             self.launch(launch, &all)?;
         }
         Ok(())
