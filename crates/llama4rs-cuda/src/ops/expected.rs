@@ -8,7 +8,7 @@ use super::residual::is_wide_enough;
 use crate::cuda::Cuda;
 use crate::kernels::{
     KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL, EMBED_FRAGMENTS, KV_PAGES, MATMUL_DECODE,
-    MATMUL_TILE, RESIDUAL_NORM, ROPE_CACHE, ROUTE, ROWS, SAMPLE,
+    MATMUL_TILE, MATMUL_WGMMA, ORDER_STEPS, RESIDUAL_NORM, ROPE_CACHE, ROUTE, ROWS, SAMPLE,
 };
 use crate::ops::kv_pages::kv_constants;
 use crate::tensor::Matrix;
@@ -45,6 +45,10 @@ impl Cuda {
             self.expect_kernels(&MATMUL_DECODE, &constants);
         }
         self.expect_kernels(&MATMUL_TILE, &[format, group, ("FINISH", tile)]);
+        if self.prompt_products.by_warpgroups() {
+            self.expect_kernels(&MATMUL_WGMMA, &[format, group, ("FINISH", tile)]);
+            self.expect_kernels(&ORDER_STEPS, &[]);
+        }
     }
 
     /// The kernels for pages of keys and values that [tensor cores take](takes).
