@@ -77,7 +77,8 @@ impl Case {
     /// Compares all rows with the CPU; and with themselves in other company.
     fn check(&self, cuts: &[Vec<Range<usize>>]) {
         let (pool, pages) = self.pool(cpu());
-        let together = [0..self.rows()];
+        let all = 0..self.rows();
+        let together = [all];
         let spans = self.spans(&pages, &together);
         let expected = attend(cpu(), &pool, &self.queries, self.width, SCALE, &spans);
         let cuda = tensor_cores().unwrap();
