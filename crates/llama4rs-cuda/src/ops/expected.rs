@@ -44,9 +44,10 @@ impl Cuda {
             let constants = [format, group, ("FINISH", finish), ("ROW_PANELS", panels)];
             self.expect_kernels(&MATMUL_DECODE, &constants);
         }
-        self.expect_kernels(&MATMUL_TILE, &[format, group, ("FINISH", tile)]);
+        let constants = [format, group, ("FINISH", tile)];
+        self.expect_kernels(&MATMUL_TILE, &constants);
         if self.prompt_products.by_warpgroups() {
-            self.expect_kernels(&MATMUL_WGMMA, &[format, group, ("FINISH", tile)]);
+            self.expect_kernels(&MATMUL_WGMMA, &constants);
             self.expect_kernels(&ORDER_STEPS, &[]);
         }
     }
