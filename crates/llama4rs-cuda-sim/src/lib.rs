@@ -42,6 +42,9 @@
 //!   `wgmma.fence`, shared memory that was not published to them (`fence.proxy.async`) or is overwritten
 //!   under them, descriptors that do not fit, warps of a group that part.
 //! - Barriers that some threads do not reach; masks that name lanes that are not there.
+//! - Launches that may begin before those before them have ended (programmatic dependent launch, from capability
+//!   9.0 on): threads that never execute `griddepcontrol.wait`, and what they write before it, or touch though a
+//!   launch wrote it since the host last waited (in sectors of 32 bytes, whatever the stream).
 //! - Copies and products under way at the end of a kernel, `assert`, `trap`, kernels that do not end.
 //! - Launches beyond the limits; calls that a capture forbids.
 //!
