@@ -234,17 +234,21 @@ template <u32 D, u32 WARPS, u32 RING, bool SEALABLE, bool PARTS> DEVICE void pre
     }
 }
 
-// Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES=.
+// Compiled with -DHEAD_DIM= (64 or 128), -DSEALED_PAGES=, and -DPREFILL=, one kernel at a time: NVRTC needs a second for each.
+#if PREFILL == 0
 KERNEL_OCCUPANCY(256, 1) attend_prefill(const __grid_constant__ AttendArgs args) {
   begin_launch();
   prefill<HEAD_DIM, 8, 2, SEALED_PAGES, false>(args);
 }
+#elif PREFILL == 1
 // For devices with less shared memory.
 KERNEL_OCCUPANCY(128, 1) attend_prefill_small(const __grid_constant__ AttendArgs args) {
   begin_launch();
   prefill<HEAD_DIM, 4, 2, SEALED_PAGES, false>(args);
 }
+#else
 KERNEL_OCCUPANCY(128, 2) attend_prefill_parts(const __grid_constant__ AttendArgs args) {
   begin_launch();
   prefill<HEAD_DIM, 4, 2, SEALED_PAGES, true>(args);
 }
+#endif

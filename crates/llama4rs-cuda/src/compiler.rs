@@ -109,7 +109,9 @@ impl Compiler {
             return;
         }
         jobs.expected.push(job.clone());
-        let place = jobs.waiting.partition_point(|other| other.source.len() <= source.len());
+        let place = jobs
+            .waiting
+            .partition_point(|other| other.source.source_bytes() <= source.source_bytes());
         jobs.waiting.insert(place, job);
         let most = std::thread::available_parallelism().map_or(1, |count| count.get());
         if jobs.threads == most {

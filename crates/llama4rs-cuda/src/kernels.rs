@@ -101,8 +101,12 @@ sources! {
         &[("HEAD_DIM", 64), ("ROW_TILES", 1), ("SEALED_PAGES", 0)],
     ];
     ATTENTION_PREFILL = "attention_prefill.cu" after ["attention.cuh"], &[
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0)],
-        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("PREFILL", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("PREFILL", 1)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 0), ("PREFILL", 2)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("PREFILL", 0)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("PREFILL", 1)],
+        &[("HEAD_DIM", 128), ("SEALED_PAGES", 1), ("PREFILL", 2)],
     ];
     ROPE_CACHE = "rope_cache.cu", &[&[("HEAD_DIM", 128)]];
     RESIDUAL_NORM = "residual_norm.cu" after ["norm.cuh"], &[&[("WIDTH", 5120)]];
@@ -130,7 +134,7 @@ impl KernelSource {
     }
 
     /// Bytes of the file and its headers, which say roughly how long it takes to compile.
-    pub(crate) fn len(&self) -> usize {
+    pub fn source_bytes(&self) -> usize {
         self.text.len() + self.headers.iter().map(|(_, text)| text.len()).sum::<usize>()
     }
 

@@ -2,7 +2,7 @@
 
 use llama4rs_tensor::{KvGeometry, MatrixUse};
 
-use super::pages_attention::takes;
+use super::pages_attention::{takes, Prefill};
 use super::place::suits_place;
 use super::residual::is_wide_enough;
 use crate::cuda::Cuda;
@@ -58,14 +58,20 @@ impl Cuda {
         if !self.tensor_cores || !takes(geometry) {
             return;
         }
-        let sealable = ("SEALED_PAGES", geometry.dtype.is_quantised() as u32);
-        self.expect_kernels(&ATTENTION_PREFILL, &[head_dim, sealable]);
+        let quantised = geometry.dtype.is_quantised();
+        for prefill in
+            [Prefill::of_spans(geometry.head_dim, self.info().shared_memory), Prefill::Parts]
+        {
+            let constants = prefill.constants(geometry.head_dim, quantised);
+            self.expect_kernels(&ATTENTION_PREFILL, &constants);
+        }
+        let sealable = ("SEALED_PAGES", quantised as u32);
         // Five query heads of a key/value head, as all published models have, fit in one tile.
         self.expect_kernels(&ATTENTION_DECODE, &[head_dim, ("ROW_TILES", 1), sealable]);
         if suits_place(geometry, geometry.head_dim) {
             self.expect_kernels(&ROPE_CACHE, &[head_dim]);
         }
-        if geometry.dtype.is_quantised() {
+        if quantised {
             self.expect_kernels(&KV_PAGES, &kv_constants(geometry));
         }
     }

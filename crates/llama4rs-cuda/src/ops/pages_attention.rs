@@ -9,7 +9,7 @@ use llama4rs_tensor::{KvDtype, KvGeometry, KvSpan, PageForm, Result};
 use super::kv_pages::{address_of, words};
 use crate::arguments::Structure;
 use crate::cuda::{Cuda, Launch, TICKETS};
-use crate::kernels::{KernelSource, ATTENTION_DECODE, ATTENTION_PREFILL};
+use crate::kernels::{ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::kv_pages::{KvPages, PAGE_TOKENS};
 use crate::memory::Buffer;
 use crate::tensor::Tensor;
@@ -41,6 +41,58 @@ pub(crate) fn takes(geometry: &KvGeometry) -> bool {
     matches!(geometry.dtype, KvDtype::Bf16 | KvDtype::Int8)
         && matches!(geometry.head_dim, 64 | 128)
         && geometry.num_kv_heads <= TICKETS
+}
+
+/// The kernels of `attention_prefill.cu`; the numbers are those that they are compiled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefill {
+    /// `attend_prefill`
+    Large = 0,
+    /// `attend_prefill_small`, for devices with less shared memory
+    Small = 1,
+    /// `attend_prefill_parts`
+    Parts = 2,
+}
+
+impl Prefill {
+    /// The one for spans of many rows.
+    pub fn of_spans(head_dim: usize, shared_memory: usize) -> Self {
+        match Prefill::Large.shared(head_dim) <= shared_memory {
+            true => Prefill::Large,
+            false => Prefill::Small,
+        }
+    }
+
+    fn kernel(self) -> &'static str {
+        match self {
+            Prefill::Large => "attend_prefill",
+            Prefill::Small => "attend_prefill_small",
+            Prefill::Parts => "attend_prefill_parts",
+        }
+    }
+
+    fn warps(self) -> usize {
+        if self == Prefill::Large {
+            8
+        } else {
+            4
+        }
+    }
+
+    /// Bytes of dynamic shared memory: pages, and merged splits.
+    fn shared(self, head_dim: usize) -> usize {
+        let ring = RING * 4 * PAGE_TOKENS * head_dim;
+        match self {
+            Prefill::Parts => ring,
+            whole => ring + whole.warps() * (64 * head_dim + 128),
+        }
+    }
+
+    /// What it is compiled with.
+    pub fn constants(self, head_dim: usize, sealable: bool) -> [(&'static str, u32); 3] {
+        let sealable = ("SEALED_PAGES", sealable as u32);
+        [("HEAD_DIM", head_dim as u32), sealable, ("PREFILL", self as u32)]
+    }
 }
 
 /// Rows that share pages, as the kernels are told: row, rows, first page, visible.
@@ -215,18 +267,29 @@ impl Cuda {
                 .word((scale * std::f32::consts::LOG2_E).to_bits())
                 .size(ranges)
         };
-        let sealable = geometry.dtype.is_quantised() as u32;
+        let sealable = geometry.dtype.is_quantised();
         let row_tiles = (heads / kv_heads).div_ceil(ROW_TILE) as u32;
-        let dim = ("HEAD_DIM", head_dim as u32);
-        let prefill = [dim, ("SEALED_PAGES", sealable)];
-        let decode = [dim, ("ROW_TILES", row_tiles), ("SEALED_PAGES", sealable)];
-        let launch = |source: &'static KernelSource, kernel, shared, blocks, warps: usize| {
-            let constants: &[_] =
-                if source.name == ATTENTION_DECODE.name { &decode } else { &prefill };
-            Launch { source, kernel, constants, shared, blocks, threads: 32 * warps as u32 }
+        let decode = [
+            ("HEAD_DIM", head_dim as u32),
+            ("ROW_TILES", row_tiles),
+            ("SEALED_PAGES", sealable as u32),
+        ];
+        let launch_decode = |kernel, blocks, arguments: Structure| {
+            let (source, constants, threads) = (&ATTENTION_DECODE, &decode, 128);
+            let shared = DECODE_SLOTS * head_dim;
+            self.launch(Launch { source, kernel, constants, shared, blocks, threads }, &arguments)
         };
-        let slots = DECODE_SLOTS * head_dim;
-        let ring = RING * 4 * PAGE_TOKENS * head_dim;
+        let launch_prefill = |prefill: Prefill, blocks, arguments: Structure| {
+            let launch = Launch {
+                source: &ATTENTION_PREFILL,
+                kernel: prefill.kernel(),
+                constants: &prefill.constants(head_dim, sealable),
+                shared: prefill.shared(head_dim),
+                blocks,
+                threads: 32 * prefill.warps() as u32,
+            };
+            self.launch(launch, &arguments)
+        };
         // Each row and kv head takes a ticket.
         let most = self.tickets.len() / kv_heads;
         for first in (0..work.singles.len()).step_by(most.max(1)) {
@@ -236,29 +299,21 @@ impl Cuda {
             let len = count * heads * splits * sizes.part();
             let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
             let all = arguments(first, [parts.address(), self.tickets.address()], splits, 0)?;
-            let blocks = [splits, kv_heads, count];
-            self.launch(launch(&ATTENTION_DECODE, "attend_decode", slots, blocks, 4), &all)?;
+            launch_decode("attend_decode", [splits, kv_heads, count], all)?;
         }
         if !work.spans.is_empty() {
-            let shared = |warps: usize| ring + warps * (64 * head_dim + 128);
-            let large = shared(8) <= self.info().shared_memory;
-            let (kernel, warps) =
-                if large { ("attend_prefill", 8) } else { ("attend_prefill_small", 4) };
-            let tiles = (work.most_rows * (heads / kv_heads)).div_ceil(warps * 16);
+            let prefill = Prefill::of_spans(head_dim, self.info().shared_memory);
+            let tiles = (work.most_rows * (heads / kv_heads)).div_ceil(prefill.warps() * 16);
             let blocks = [tiles, kv_heads, work.spans.len()];
-            let launch = launch(&ATTENTION_PREFILL, kernel, shared(warps), blocks, warps);
-            self.launch(launch, &arguments(work.singles.len(), [0, 0], 0, 0)?)?;
+            launch_prefill(prefill, blocks, arguments(work.singles.len(), [0, 0], 0, 0)?)?;
         }
         for &Parted { item, rows, splits, ranges } in &work.parted {
             let len = rows * heads * splits * sizes.part();
             let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
             let all = |item| arguments(item, [parts.address(), 0], splits, ranges);
             let blocks = [sizes.tiles(rows) / kv_heads * ranges, kv_heads, 1];
-            let kernel = launch(&ATTENTION_PREFILL, "attend_prefill_parts", ring, blocks, 4);
-            self.launch(kernel, &all(item)?)?;
-            let blocks = [kv_heads, rows, 1];
-            let merge = launch(&ATTENTION_DECODE, "attend_decode_merge", slots, blocks, 4);
-            self.launch(merge, &all(item + 1)?)?;
+            launch_prefill(Prefill::Parts, blocks, all(item)?)?;
+            launch_decode("attend_decode_merge", [kv_heads, rows, 1], all(item + 1)?)?;
         }
         Ok(())
     }
