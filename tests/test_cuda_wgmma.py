@@ -39,6 +39,15 @@ same, finite = bool(np.array_equal(*logits)), bool(np.isfinite(logits[0]).all())
 print(json.dumps([engine.device, same, finite, launched]))
 """
 
+WARNINGS = """
+import ctypes, json, sys
+ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+from llama4rs._llama4rs import Engine
+from llama4rs.device import nvrtc_folders
+engine = Engine("synth:tiny", device="cuda", nvrtc_folders=nvrtc_folders(), weights="int4")
+print(json.dumps([engine.device, engine.warnings]))
+"""
+
 
 def run(script: str, settings: dict[str, str]) -> str:
     """What a script prints that finds the simulated device."""
@@ -87,3 +96,14 @@ def test_products_of_prompts_are_shown(settings: dict[str, str], expected: str) 
     if "simulated" not in device["name"]:
         pytest.skip("there is a GPU")
     assert device["prompt_products"].startswith(expected)
+
+
+@pytest.mark.parametrize("off", ["0", "1"])
+def test_slower_prompts_are_warned_of(off: str) -> None:
+    settings = {"LLAMA4RS_SIM_CAPABILITY": "9.0", "LLAMA4RS_SIM_PRODUCTS": "backwards"}
+    device, warnings = json.loads(run(WARNINGS, settings | {"LLAMA4RS_CUDA_WGMMA": off}))
+    if "simulated" not in device:
+        pytest.skip("there is a GPU")
+    # Who turns wgmma off knows of it.
+    found = [warning for warning in warnings if "prompts take longer than they could" in warning]
+    assert len(found) == int(off)

@@ -75,12 +75,15 @@ impl Cuda {
     ///
     /// On Hopper the products of prompts are `wgmma`'s, if a check now finds that these have the bits of
     /// `mma`'s; [`Cuda::prompt_products`] says what was found.
-    pub fn with_tensor_cores(self, tensor_cores: bool) -> Self {
+    ///
+    /// # Errors
+    /// When the check leaves the device unusable.
+    pub fn with_tensor_cores(self, tensor_cores: bool) -> Result<Self> {
         let prompt_products = match tensor_cores {
-            true => self.check_warpgroups(),
+            true => self.check_warpgroups()?,
             false => PromptProducts::default(),
         };
-        Self { tensor_cores, prompt_products, ..self }
+        Ok(Self { tensor_cores, prompt_products, ..self })
     }
 
     /// The same device with the products of prompts by `mma`. The bits are the same.

@@ -17,7 +17,7 @@ fn what_steps_of_any_size_need_is_expected() {
     // Nobody looks at what they compute.
     skip_kernels(true);
     for dtype in [KvDtype::Bf16, KvDtype::Int8] {
-        let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true);
+        let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap();
         let mut model = Model::new(&cuda, 4, dtype);
         let mut seen = Vec::new();
         cuda.get_ready(&mut |done, all| {
@@ -43,7 +43,7 @@ fn whoever_does_not_wait_gets_the_same() {
         return;
     }
     skip_kernels(true);
-    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true);
+    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap();
     let mut model = Model::new(&cuda, 4, KvDtype::Bf16);
     let mut calls = 0;
     cuda.get_ready(&mut |_, _| {

@@ -14,7 +14,7 @@ fn what_prompts_need_is_expected() {
     if hopper().is_none() {
         return;
     }
-    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true);
+    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap();
     if cuda.prompt_products() != &PromptProducts::Warpgroups {
         return println!("skipped: no device of capability 9.0");
     }

@@ -15,7 +15,7 @@ fn device(early: bool) -> Option<Cuda> {
     // What the simulated device shall be; a real one is what it is.
     std::env::set_var("LLAMA4RS_SIM_CAPABILITY", "9.0");
     cuda().filter(|cuda| cuda.info().capability >= (9, 0))?;
-    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true);
+    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap();
     Some(cuda.with_early_launches(early))
 }
 

@@ -46,7 +46,8 @@ fn a_step_of_48_layers() {
     if cuda().is_none() || !skip_kernels(true) {
         return;
     }
-    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).with_graphs(true);
+    let cuda =
+        Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap().with_graphs(true);
     let mut model = Model::new(&cuda, LAYERS, KvDtype::Bf16);
     for _ in 0..4 {
         cuda.step(1, || again(&mut model, &cuda)).unwrap();

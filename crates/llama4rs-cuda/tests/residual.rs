@@ -245,7 +245,7 @@ fn a_step_that_fails_leaves_no_counts_behind() {
     let int4 = WeightFormat::Int4 { group: 128 };
     for graphs in [true, false] {
         let cuda = Cuda::open(0, &nvrtc_folders()).unwrap();
-        let cuda = cuda.with_tensor_cores(true).with_graphs(graphs);
+        let cuda = cuda.with_tensor_cores(true).unwrap().with_graphs(graphs);
         let case = Case::random(random, [104, 40], [int4; 2], (2, 5, 2), true);
         let loaded = case.load(&cuda);
         for rows in [3, 3, 12, 3, 3, 40, 12, 12] {

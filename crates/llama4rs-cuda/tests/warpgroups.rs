@@ -18,7 +18,7 @@ fn devices() -> Option<(&'static [Cuda; 2], MutexGuard<'static, ()>)> {
     static DEVICES: OnceLock<Option<[Cuda; 2]>> = OnceLock::new();
     let open = || {
         hopper()?;
-        let open = || Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true);
+        let open = || Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap();
         let with = open();
         if with.info().capability.0 != 9 {
             println!("skipped: no device of capability 9.0");

@@ -14,7 +14,7 @@ fn other_bits_are_not_used() {
     if !device.info().is_simulated() {
         return println!("skipped: no simulated device");
     }
-    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true);
+    let cuda = Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap();
     let PromptProducts::Warps(why) = cuda.prompt_products() else {
         panic!("it went unnoticed that results differ")
     };

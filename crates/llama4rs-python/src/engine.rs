@@ -100,7 +100,14 @@ fn open(
     let mut warnings = Vec::new();
     let cuda = wanted.device.open_cuda(&wanted.nvrtc_folders, &mut warnings)?;
     let fast = wanted.arithmetic == Arithmetic::Fast;
-    let cuda = cuda.map(|cuda| cuda.with_tensor_cores(fast));
+    let cuda = match cuda.map(|cuda| cuda.with_tensor_cores(fast)).transpose() {
+        Err(error) if wanted.device == Device::Auto => {
+            warnings.push(format!("{error}: computing on the CPU"));
+            None
+        }
+        cuda => cuda.map_err(llama4rs_model::Error::from)?,
+    };
+    warnings.extend(cuda.as_ref().filter(|_| fast).and_then(Cuda::prompt_warning));
     let source = open_source(wanted, progress)?;
     let tensors = source.report();
     warnings.extend_from_slice(source.warnings());

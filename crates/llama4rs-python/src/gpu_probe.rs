@@ -22,8 +22,8 @@ pub(crate) struct GpuProbe(Cuda);
 impl GpuProbe {
     #[new]
     fn new(py: Python<'_>, ordinal: usize, nvrtc_folders: Vec<PathBuf>) -> PyResult<Self> {
-        let cuda = device(py, move || Cuda::open(ordinal, &nvrtc_folders))?;
-        Ok(Self(cuda.with_tensor_cores(true)))
+        let open = move || Cuda::open(ordinal, &nvrtc_folders)?.with_tensor_cores(true);
+        Ok(Self(device(py, open)?))
     }
 
     /// The device's name.

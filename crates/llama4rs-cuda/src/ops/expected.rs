@@ -44,12 +44,24 @@ impl Cuda {
             let constants = [format, group, ("FINISH", finish), ("ROW_PANELS", panels)];
             self.expect_kernels(&MATMUL_DECODE, &constants);
         }
-        let constants = [format, group, ("FINISH", tile)];
-        self.expect_kernels(&MATMUL_TILE, &constants);
+        self.expect_kernels(&MATMUL_TILE, &[format, group, ("FINISH", tile)]);
         if self.prompt_products.by_warpgroups() {
-            self.expect_kernels(&MATMUL_WGMMA, &constants);
-            self.expect_kernels(&ORDER_STEPS, &[]);
+            self.expect_warpgroups(matrix, tile);
         }
+    }
+
+    /// Hopper's products of prompts, that end as number `finish` of `matmul.cuh` says.
+    fn expect_warpgroups(&self, matrix: &Matrix, finish: u32) {
+        let [format, group] = matrix.constants();
+        self.expect_kernels(&MATMUL_WGMMA, &[format, group, ("FINISH", finish)]);
+        self.expect_kernels(&ORDER_STEPS, &[]);
+    }
+
+    /// What the check of Hopper's products needs.
+    pub(crate) fn expect_check(&self, matrix: &Matrix) {
+        let [format, group] = matrix.constants();
+        self.expect_kernels(&MATMUL_TILE, &[format, group, ("FINISH", 0)]);
+        self.expect_warpgroups(matrix, 0);
     }
 
     /// The kernels for pages of keys and values that [tensor cores take](takes).

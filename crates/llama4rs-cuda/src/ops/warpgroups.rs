@@ -6,7 +6,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use llama4rs_tensor::{Result, WeightFormat};
+use llama4rs_tensor::format::DEFAULT_GROUP;
+use llama4rs_tensor::{Error, Result, WeightFormat};
 
 use super::products::{Finish, Input, Job};
 use super::shapes::Shape;
@@ -22,6 +23,8 @@ use crate::tensor::Matrix;
 const WGMMA: &str = "LLAMA4RS_CUDA_WGMMA";
 /// The architecture that has these products.
 const HOPPER: u32 = 9;
+/// The format of the check: the default, whose kernels most models need anyway.
+const CHECKED_FORMAT: WeightFormat = WeightFormat::Int4 { group: DEFAULT_GROUP };
 /// Outputs, inputs and rows of the check: one tile with all of its tokens and one with half of them.
 const CHECKED: [usize; 3] = [256, 512, 192];
 
@@ -55,10 +58,11 @@ impl PromptProducts {
         if let Some(why) = unavailable(info) {
             return PromptProducts::Warps(why);
         }
-        match Cuda::open(info.ordinal, nvrtc_folders) {
-            Ok(cuda) => cuda.check_warpgroups(),
-            Err(error) => PromptProducts::Warps(format!("the device cannot be opened: {error}")),
-        }
+        Cuda::open(info.ordinal, nvrtc_folders)
+            .and_then(|cuda| cuda.check_warpgroups())
+            .unwrap_or_else(|error| {
+                PromptProducts::Warps(format!("the device cannot be opened: {error}"))
+            })
     }
 
     pub(crate) fn by_warpgroups(&self) -> bool {
@@ -78,36 +82,59 @@ fn unavailable(info: &DeviceInfo) -> Option<String> {
 
 impl Cuda {
     /// Whether this device's `wgmma` may be used.
-    pub(crate) fn check_warpgroups(&self) -> PromptProducts {
+    ///
+    /// # Errors
+    /// When it has failed in a way after which the device takes no more work.
+    pub(crate) fn check_warpgroups(&self) -> Result<PromptProducts> {
         if let Some(why) = unavailable(self.info()) {
-            return PromptProducts::Warps(why);
+            return Ok(PromptProducts::Warps(why));
         }
-        let why = match self.differing_warpgroups() {
-            Ok(0) => return PromptProducts::Warpgroups,
-            Ok(count) => format!(
-                "wgmma adds in another way here: {count} of {} results differ",
-                CHECKED[0] * CHECKED[2]
-            ),
-            Err(error) => format!("wgmma fails: {error}; {WGMMA}=0 keeps it from being tried"),
-        };
-        PromptProducts::Warps(why)
+        Ok(PromptProducts::Warps(match self.differing_warpgroups() {
+            Ok(0) => return Ok(PromptProducts::Warpgroups),
+            Ok(count) => {
+                let all = CHECKED[0] * CHECKED[2];
+                format!("wgmma adds in another way here: {count} of {all} results differ")
+            }
+            Err(error) => {
+                let why = format!("wgmma fails: {error}; {WGMMA}=0 keeps it from being tried");
+                self.synchronize().map_err(|_| Error::Device(why.clone()))?;
+                why
+            }
+        }))
     }
 
-    /// How many products of a random matrix differ in a bit between `wgmma` and `mma`.
+    /// What to tell the user of a device that has `wgmma` and may not use it.
+    pub fn prompt_warning(&self) -> Option<String> {
+        match &self.prompt_products {
+            PromptProducts::Warps(why) if unavailable(self.info()).is_none() => {
+                Some(format!("prompts take longer than they could on {}: {why}", self.info().name))
+            }
+            _ => None,
+        }
+    }
+
+    /// How many products of a random matrix differ in a bit between `wgmma` and `mma`. Activations have a wide range of
+    /// exponents, so that what is lost in a sum depends on the order of its terms.
     fn differing_warpgroups(&self) -> Result<usize> {
         let [rows, cols, tokens] = CHECKED;
-        let format = WeightFormat::Bf16;
-        let mut codes = vec![0; Fragments::sizes(format, rows, cols).code_stride / 2];
+        let format = CHECKED_FORMAT;
+        let panels = Buffer::new(&self.gpu, 0, "the check of wgmma")?;
+        let fragments = Fragments::new(&self.gpu, Fragments::sizes(format, rows, cols), 1)?;
+        let mut weights =
+            Matrix { format, stack: 1, rows, cols, panels, fragments: Some(fragments) };
+        self.expect_check(&weights);
+
         let mut random = Values(1);
-        codes.iter_mut().for_each(|code| *code = random.next());
+        if let Some(fragments) = &mut weights.fragments {
+            let codes: Vec<u8> = (0..fragments.codes.len()).map(|_| random.next() as u8).collect();
+            fragments.codes.write(&codes)?;
+            let pair = |_| u32::from(random.next()) << 16 | u32::from(random.next());
+            let scales: Vec<u32> = (0..fragments.scales.len()).map(pair).collect();
+            fragments.scales.write(&scales)?;
+        }
         let x: Vec<u16> = (0..tokens * cols).map(|_| random.next()).collect();
         let x = Buffer::of(&self.gpu, &x, "the check of wgmma")?;
-
-        let mut fragments = Fragments::new(&self.gpu, Fragments::sizes(format, rows, cols), 1)?;
-        let bytes: Vec<u8> = codes.iter().flat_map(|code: &u16| code.to_le_bytes()).collect();
-        fragments.codes.write(&bytes)?;
-        let panels = Buffer::new(&self.gpu, 0, "the check of wgmma")?;
-        let weights = &Matrix { format, stack: 1, rows, cols, panels, fragments: Some(fragments) };
+        let weights = &weights;
         let input = Input { x: x.address(), norm: None, rows: tokens, cols, routed: None };
         let products = |shape: Shape| -> Result<Vec<f32>> {
             let out = Buffer::<f32>::new(&self.gpu, tokens * rows, "the check of wgmma")?;

@@ -49,7 +49,11 @@ pub fn cuda() -> Option<&'static Cuda> {
 pub fn tensor_cores() -> Option<&'static Cuda> {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
     cuda()?;
-    Some(CUDA.get_or_init(|| Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true)))
+    Some(
+        CUDA.get_or_init(|| {
+            Cuda::open(0, &nvrtc_folders()).unwrap().with_tensor_cores(true).unwrap()
+        }),
+    )
 }
 
 /// Whether there is a device, the simulated one being of Hopper's kind: to be asked for before any other.
