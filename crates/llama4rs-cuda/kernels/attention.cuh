@@ -18,7 +18,7 @@
 //
 // One definition for every number of rows, so that a row's bits depend on its position only: a page has
 // its own maximum and sums; pages are merged in order into a split's, splits in order into a row's (Merge
-// below). Splits begin at fixed pages. A page that a row does not see changes nothing of it.
+// below). Splits begin at fixed pages. A page of finite values that a row does not see changes nothing of it.
 //
 // Shared memory of a page: exact rows of D/8 units of 16 bytes, unit u of row r at u ^ 4 (r%2) for keys, u ^ r%8
 // for values; sealed sections as stored, but unit u of codes at u ^ 2 (u/8%4): every read of a warp then hits
@@ -114,7 +114,7 @@ template <u32 D, u32 TILES> struct Queries {
     for (u32 r = 0; r < TILES; r++)
 #pragma unroll
       for (u32 j = 0; j < D / 32; j++) {
-        uint4 v = from[r] ? __ldg((const uint4 *)(from[r] + j * 32 + t * 8)) : make_uint4(0, 0, 0, 0);
+        uint4 v = from[r] ? *(const uint4 *)(from[r] + j * 32 + t * 8) : make_uint4(0, 0, 0, 0);
         b[r][2 * j][0] = v.x, b[r][2 * j][1] = v.y, b[r][2 * j + 1][0] = v.z, b[r][2 * j + 1][1] = v.w;
       }
   }

@@ -14,7 +14,7 @@ KERNEL(256) order_steps(uint4 *out, const u16 *x, u32 cols, u32 tiles, u64 count
   uint4 run[4];
 #pragma unroll
   for (u32 t = 0; t < 4; t++)
-    run[t] = col + t * 8 < cols ? __ldg((const uint4 *)(row + col + t * 8)) : make_uint4(0, 0, 0, 0);
+    run[t] = col + t * 8 < cols ? *(const uint4 *)(row + col + t * 8) : make_uint4(0, 0, 0, 0);
   out[i * 4 + 0] = make_uint4(run[0].x, run[1].x, run[2].x, run[3].x);
   out[i * 4 + 1] = make_uint4(run[0].y, run[1].y, run[2].y, run[3].y);
   out[i * 4 + 2] = make_uint4(run[0].z, run[1].z, run[2].z, run[3].z);

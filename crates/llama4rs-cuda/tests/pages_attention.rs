@@ -145,11 +145,22 @@ fn long_texts_whose_splits_have_grown() {
 fn many_sequences_of_several_lengths() {
     let Some(cuda) = tensor_cores() else { return };
     let random = &mut Random(33);
-    for dtype in [KvDtype::Bf16, KvDtype::Int8] {
-        let case = Case::new(random, dtype, [2, 5, 128], 900, 40);
+    for (dtype, heads, tokens) in [
+        (KvDtype::Bf16, [2, 5, 128], 900),
+        (KvDtype::Int8, [2, 5, 128], 900),
+        (KvDtype::Bf16, [1, 2, 64], 17_000),
+    ] {
+        let case = Case::new(random, dtype, heads, tokens, 40);
         let (pool, pages) = case.pool(cuda);
         // Rows of one text, as if each were a sequence of its own that has come so far.
-        let spans = case.spans(&pages, &alone(case.rows()));
+        let mut spans = case.spans(&pages, &alone(case.rows()));
+        if tokens > 1000 {
+            // Some need many times the splits of others.
+            spans
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, span)| span.visible = 1 + i * i * 11 % tokens);
+        }
         let all = attend(cuda, &pool, &case.queries, case.width, SCALE, &spans);
         for (row, span) in spans.into_iter().enumerate() {
             let query = &case.queries[row * case.width..][..case.width];

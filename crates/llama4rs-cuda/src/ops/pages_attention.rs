@@ -1,7 +1,7 @@
 //! Attention over bf16 pages and pages of 8-bit codes on tensor cores: `attention_decode.cu`,
 //! `attention_prefill.cu`.
 //!
-//! Queries and weights are rounded to bf16, sums are single precision; both
+//! Queries and weights are rounded to bf16 (beside 8-bit codes to f16), sums are single precision; both
 //! kernels compute a row with the same bits (`kernels/attention.cuh`).
 
 use llama4rs_tensor::{KvDtype, KvGeometry, KvSpan, PageForm, Result};
@@ -23,6 +23,8 @@ const MOST_GROUP: usize = 2 * ROW_TILE;
 const FEW_ROWS: usize = 16;
 /// Rows of queries of a block of `attend_prefill_parts`.
 const PART_TILE: usize = 64;
+/// Single rows with so many times fewer splits than the longest of a launch take another one.
+const UNLIKE: usize = 8;
 /// Most bytes of parts of one launch: a span of many rows over very many keys takes several.
 const MOST_PART_BYTES: usize = 256 << 20;
 /// Bytes of shared memory of decode, for each channel of a head.
@@ -111,8 +113,7 @@ struct Work {
     spans: Vec<Item>,
     /// Items of rows over so many keys that these are shared out, too.
     parted: Vec<Parted>,
-    /// Most keys of a single row, most rows of a span.
-    most_keys: usize,
+    /// Most rows of a span.
     most_rows: usize,
     covered: usize,
 }
@@ -179,7 +180,6 @@ impl Work {
             if rows <= FEW_ROWS {
                 let single = |i| item(span.rows.start + i, 1, span.visible + i);
                 work.singles.extend((0..rows).map(single));
-                work.most_keys = work.most_keys.max(seen);
             } else if blocks < sizes.multiprocessors && Sizes::splits(seen) > 1 {
                 let splits = Sizes::splits(seen);
                 let most = MOST_PART_BYTES / (4 * sizes.heads * splits * sizes.part());
@@ -196,6 +196,8 @@ impl Work {
             }
             work.covered += rows;
         }
+        // The longest first: they take the longest, and those after them need fewer splits.
+        work.singles.sort_by_key(|&[.., visible]| std::cmp::Reverse(visible));
         work.list.extend(work.singles.iter().chain(&work.spans).flatten());
         for (items, splits, ranges) in parted {
             let (item, rows) = (work.list.len() / 4, items.len() - 1);
@@ -290,16 +292,19 @@ impl Cuda {
             };
             self.launch(launch, &arguments)
         };
-        // Each row and kv head takes a ticket.
-        let most = self.tickets.len() / kv_heads;
-        for first in (0..work.singles.len()).step_by(most.max(1)) {
-            let count = most.min(work.singles.len() - first);
+        let mut first = 0;
+        while let Some(&[.., longest]) = work.singles.get(first) {
             // The same grid while the text doubles; splits without keys end at once.
-            let splits = Sizes::splits(work.most_keys).next_power_of_two();
-            let len = count * heads * splits * sizes.part();
-            let parts = Buffer::<f32>::new(&self.gpu, len, "attention")?;
+            let splits = Sizes::splits(longest as usize).next_power_of_two();
+            let row = heads * splits * sizes.part();
+            // Each row and kv head takes a ticket.
+            let most = (self.tickets.len() / kv_heads).min(MOST_PART_BYTES / (4 * row)).max(1);
+            let alike = |item: &&Item| UNLIKE * Sizes::splits(item[3] as usize) >= splits;
+            let count = work.singles[first..].iter().take_while(alike).take(most).count();
+            let parts = Buffer::<f32>::new(&self.gpu, count * row, "attention")?;
             let all = arguments(first, [parts.address(), self.tickets.address()], splits, 0)?;
             launch_decode("attend_decode", [splits, kv_heads, count], all)?;
+            first += count;
         }
         if !work.spans.is_empty() {
             let prefill = Prefill::of_spans(head_dim, self.info().shared_memory);
