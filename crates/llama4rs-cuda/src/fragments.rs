@@ -110,6 +110,7 @@ impl Cuda {
             ];
             self.launch_repack("repack_scales", words, &all)
         })?;
+        self.gpu.note_weights();
         let (stack, rows) = (packed.stack(), packed.rows());
         let panels = Buffer::new(&self.gpu, 0, "weights")?;
         Ok(Some(Matrix { format, stack, rows, cols, panels, fragments: Some(fragments) }))

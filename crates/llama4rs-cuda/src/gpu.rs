@@ -1,6 +1,6 @@
 //! One opened device: its context, its stream, what was loaded onto it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
@@ -45,6 +45,9 @@ pub(crate) struct Gpu {
     pub programmatic: AtomicBool,
     /// Why that was given up, until somebody asks.
     programmatic_failed: Mutex<Option<Error>>,
+    /// How often weights were queued to be written, and how many of these times have been waited for.
+    weights_queued: AtomicU64,
+    weights_written: AtomicU64,
 }
 
 // SAFETY: contexts and streams may be used by any thread that makes the context
@@ -97,6 +100,8 @@ impl Gpu {
         Ok(Arc::new(Self {
             programmatic,
             programmatic_failed: Mutex::default(),
+            weights_queued: AtomicU64::default(),
+            weights_written: AtomicU64::default(),
             info,
             handle,
             context,
@@ -124,6 +129,36 @@ impl Gpu {
     /// A stream to capture graphs with.
     pub fn capture_stream(&self) -> sys::CUstream {
         self.capture_stream
+    }
+
+    /// Whether a launch on `stream` may begin while the one before it drains.
+    ///
+    /// Products read weights before they wait for that one (`kernels/matmul_decode.cu`), which must not be what
+    /// writes them: so not before the host has waited for all weights. What is captured runs as a
+    /// graph, which begins after all that was queued before.
+    pub fn may_begin_early(&self, stream: sys::CUstream) -> bool {
+        let are_written = || {
+            let queued = self.weights_queued.load(Ordering::Acquire);
+            self.weights_written.load(Ordering::Acquire) >= queued
+        };
+        self.programmatic.load(Ordering::Relaxed)
+            && (stream == self.capture_stream || are_written())
+    }
+
+    /// What writes weights has been queued, and nothing yet that reads them.
+    pub fn note_weights(&self) {
+        self.weights_queued.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Waits for what was queued on the stream.
+    pub fn wait_for_stream(&self) -> Result<()> {
+        self.bind()?;
+        // Those that are queued while this waits may be under way still.
+        let queued = self.weights_queued.load(Ordering::Acquire);
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.during("finish its work")?;
+        self.weights_written.fetch_max(queued, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Launches begin after those before them from now on.

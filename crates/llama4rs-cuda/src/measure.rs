@@ -386,6 +386,7 @@ impl Cuda {
         let bits = if format == WeightFormat::Bf16 { Bits::BF16 } else { Bits::ANY };
         self.fill(codes.address(), codes.len() / 4, seed, bits)?;
         self.fill(scales.address(), scales.len(), seed + 1, Bits::SCALES)?;
+        self.gpu.note_weights();
         let panels = Buffer::new(&self.gpu, 0, "random data")?;
         let fragments = Some(fragments);
         Ok(Matrix { format, stack, rows, cols, panels, fragments })

@@ -1,7 +1,6 @@
 //! Loaded code and its kernels.
 
 use std::ffi::{c_uint, c_void, CString};
-use std::sync::atomic::Ordering;
 
 use cudarc::driver::{result, sys, DriverError};
 use llama4rs_tensor::{Error, Result};
@@ -123,7 +122,7 @@ impl Kernel {
         }
         gpu.bind()?;
         let mut pointers = arguments.pointers();
-        if gpu.programmatic.load(Ordering::Relaxed) {
+        if gpu.may_begin_early(stream) {
             match self.launch_with(stream, blocks, threads, &mut pointers, true) {
                 Err(error) if is_refusal(error) => gpu.end_programmatic(device(words(error))),
                 outcome => return outcome.during(&format!("launch {}", self.name)),

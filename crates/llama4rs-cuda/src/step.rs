@@ -341,12 +341,6 @@ impl Gpu {
         self.flush()
     }
 
-    fn wait_for_stream(&self) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.stream()) }.during("finish its work")
-    }
-
     /// Waits for all work; an error of an earlier kernel comes out here.
     pub fn synchronize(&self) -> Result<()> {
         let waited = self.with_steps(|steps| {

@@ -131,6 +131,7 @@ impl Cuda {
             let pair = |_| u32::from(random.next()) << 16 | u32::from(random.next());
             let scales: Vec<u32> = (0..fragments.scales.len()).map(pair).collect();
             fragments.scales.write(&scales)?;
+            self.gpu.note_weights();
         }
         let x: Vec<u16> = (0..tokens * cols).map(|_| random.next()).collect();
         let x = Buffer::of(&self.gpu, &x, "the check of wgmma")?;
