@@ -53,16 +53,20 @@ struct Work {
   u32 row_block, first, count;
 };
 
-// Blocks run through the row blocks of `span` token tiles before they go on to the next ones, so that
-// neighbours share weights or activations in L2; 0: of all of them, or of one where experts differ. False: there is
-// nothing to do.
-DEVICE bool find_work(const MatmulArgs &args, u32 block, u32 rows_per_block, u32 tokens_per_tile,
-                      u32 span, Work &work) {
+DEVICE const MatmulJob &find_job(const MatmulArgs &args, u32 block) {
   u32 j = 0;
 #pragma unroll
   for (u32 i = 1; i < 4; i++)
     if (i < args.num_jobs && block >= args.jobs[i].first_block) j = i;
-  const MatmulJob &job = args.jobs[j];
+  return args.jobs[j];
+}
+
+// Blocks run through the row blocks of `span` token tiles before they go on to the next ones, so that
+// neighbours share weights or activations in L2; 0: of all of them, or of one where experts differ. False: there is
+// nothing to do. Only for routed jobs this reads what launches before wrote.
+DEVICE bool find_work(const MatmulArgs &args, u32 block, u32 rows_per_block, u32 tokens_per_tile,
+                      u32 span, Work &work) {
+  const MatmulJob &job = find_job(args, block);
   block -= job.first_block;
   if (span == 0) span = job.routed ? 1 : ceil_div(args.tokens, tokens_per_tile);
   u32 row_blocks = ceil_div(job.rows, rows_per_block);

@@ -4,8 +4,9 @@
 // Launch: 128 threads; a block computes PANELS * 16 rows for one tile of 8 * TILES tokens (SWIGLU: 16
 // rows of both matrices); job j has ceil(rows / rows a block) * token tiles blocks. Warp i sums slice i
 // of the inputs; weights go from memory to registers, 4 (one panel of int4) or 8 loads of 16 bytes in
-// flight a lane; activations come through L1. The tensor core computes 16 rows x 8 tokens at
-// once, which costs fewer instructions than multiplying one token on the scalar cores.
+// flight a lane, the first ones before the launches before have ended; activations come through L1. The
+// tensor core computes 16 rows x 8 tokens at once, which costs fewer instructions than multiplying one token
+// on the scalar cores.
 // RESIDUAL: PANELS = 1; steps of at most 8 * TILES tokens, in a mixture of at most 32.
 // Bytes: the weights of the used rows once; x and the results (small). Operations: 2 * N * K * 8 * TILES.
 
@@ -16,6 +17,8 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   static_assert(EPILOGUE != SWIGLU || PANELS == 2, "gate and up");
   // Blocks of weights that are under way: 8 registers' worth of 16 bytes at most.
   constexpr u32 AHEAD = PANELS * PIECES<KIND> >= 8 ? 1 : PANELS * PIECES<KIND> >= 4 ? 2 : 4;
+  // Of small groups there are so many that registers would run short if they were under way for long.
+  constexpr bool SCALES_LATE = GROUP_COLS == 32;
   SHARED float4 parts[SLICES][PANELS * TILES][WARP];
   SHARED float factors[8 * TILES];
   SHARED u32 rows_of[8 * TILES]; // of the result
@@ -24,8 +27,12 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   SHARED float stream_ahead[ENDS ? 8 * TILES * PanelAhead<8 * TILES>::PITCH : 1], weights_ahead[ENDS ? PANEL : 1];
   PanelAhead<8 * TILES> panel_ahead{stream_ahead, weights_ahead};
 
+  // Weights stay as they are, so the first ones are on their way before the launches before have ended
+  // (`Gpu::may_begin_early`); only which expert's they are is told by one of these.
+  bool routed = find_job(args, blockIdx.x).routed;
+  if (routed) wait_for_launches_before();
   Work work;
-  if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 0, work)) return;
+  if (!find_work(args, blockIdx.x, BLOCK_ROWS, 8 * TILES, 0, work)) return begin_launch();
   u32 lane = threadIdx.x % WARP, slice = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
   u32 tiles = ceil_div(args.cols, TILE_COLS), panels = ceil_div(work.job->rows, PANEL);
 
@@ -127,7 +134,13 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
   if (tile < end) {
 #pragma unroll
     for (u32 block = 0; block < AHEAD; block++) load_weights(block);
-    load_scales(0);
+    if constexpr (!SCALES_LATE) load_scales(0);
+  }
+  // A block of code of its own: the compiler moves a wait in front of the loads beside it.
+  if (!routed) wait_for_launches_before();
+  let_next_launch_begin();
+  if (tile < end) {
+    if constexpr (SCALES_LATE) load_scales(0);
     load_x(0, true), load_x(1, true);
   }
   // While the first weights are on their way.
@@ -202,10 +215,8 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
 // Compiled with -DFORMAT=, -DGROUP= (0 for bf16), -DFINISH=, -DROW_PANELS=.
 // Five blocks a processor hold all 640 of Scout's two down projections at once on 132 processors.
 KERNEL_OCCUPANCY(128, ROW_PANELS == 1 ? (FORMAT == INT4 ? 5 : 4) : 3) matmul_decode_8(const __grid_constant__ MatmulArgs args) {
-  begin_launch();
   matmul_decode<FORMAT, GROUP, ROW_PANELS, 1, FINISH>(args);
 }
 KERNEL_OCCUPANCY(128, ROW_PANELS == 1 && GROUP != 32 ? 3 : 2) matmul_decode_16(const __grid_constant__ MatmulArgs args) {
-  begin_launch();
   matmul_decode<FORMAT, GROUP, ROW_PANELS, 2, FINISH>(args);
 }

@@ -47,7 +47,7 @@ DEVICE void let_next_launch_begin() {
 #endif
 }
 
-// How every kernel begins.
+// How every kernel begins, but for matmul_decode.cu, which asks for weights first.
 DEVICE void begin_launch() {
   wait_for_launches_before();
   let_next_launch_begin();
