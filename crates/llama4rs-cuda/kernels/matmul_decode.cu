@@ -84,7 +84,7 @@ DEVICE void matmul_decode(const MatmulArgs &args) {
       for (u32 half = 0; half < 2; half++) {
         u32 col = block * BLOCK_COLS + half * 32;
         bool inside = !checked || (i32)col < left;
-        x_ahead[block % 2][n][half] = inside ? __ldg((const uint4 *)(x[n] + col)) : make_uint4(0, 0, 0, 0);
+        x_ahead[block % 2][n][half] = inside ? *(const uint4 *)(x[n] + col) : make_uint4(0, 0, 0, 0);
       }
   };
   // One tile. CHECKED: it or the next one may have fewer inputs. MORE: there is a next one.
