@@ -34,6 +34,8 @@ unsafe impl Plain for u8 {}
 #[derive(Default)]
 pub(crate) struct FreeMemory {
     blocks: BTreeMap<usize, Vec<CUdeviceptr>>,
+    /// How often memory went back to the driver.
+    releases: u64,
 }
 
 impl FreeMemory {
@@ -45,8 +47,14 @@ impl FreeMemory {
         self.blocks.entry(bytes).or_default().push(address);
     }
 
+    /// How often memory went back to the driver.
+    pub fn releases(&self) -> u64 {
+        self.releases
+    }
+
     /// Gives everything to the driver; the stream must have finished.
     pub fn release(&mut self) {
+        self.releases += u64::from(!self.blocks.is_empty());
         for address in std::mem::take(&mut self.blocks).into_values().flatten() {
             // SAFETY: allocated by `Gpu::allocate`, owned by this list alone. A
             // failure has nobody to be told.

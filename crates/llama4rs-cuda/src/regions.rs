@@ -17,11 +17,20 @@ pub(crate) struct Region {
     pub used: usize,
     /// Bytes that did not fit.
     missing: usize,
+    refused: Option<Refusal>,
+}
+
+/// What the device had no memory for.
+#[derive(Clone, Copy)]
+struct Refusal {
+    bytes: usize,
+    /// How often memory had gone back to the driver by then.
+    releases: u64,
 }
 
 impl Region {
     pub fn new(address: CUdeviceptr, bytes: usize) -> Self {
-        Self { address, bytes, used: 0, missing: 0 }
+        Self { address, bytes, ..Self::default() }
     }
 
     pub fn take(&mut self, bytes: usize) -> Option<usize> {
@@ -39,10 +48,20 @@ impl Region {
         (self.used, self.missing) = (0, 0);
     }
 
-    /// The size that would have been enough, if it was not.
-    pub fn wanted(&self) -> Option<usize> {
-        let bytes = self.used + self.missing;
-        (self.missing > 0).then(|| bytes.next_power_of_two().max(LEAST_BYTES))
+    /// The size that would have been enough, if it was not; what was [refused](Self::refuse) only once memory
+    /// has gone back to the driver again, which it did `releases` times.
+    pub fn wanted(&self, releases: u64) -> Option<usize> {
+        if self.missing == 0 {
+            return None;
+        }
+        let bytes = (self.used + self.missing).next_power_of_two().max(LEAST_BYTES);
+        let may_fit = |refused: Refusal| bytes < refused.bytes || releases != refused.releases;
+        self.refused.is_none_or(may_fit).then_some(bytes)
+    }
+
+    /// There was no memory for `bytes` after it had gone back to the driver `releases` times.
+    pub fn refuse(&mut self, bytes: usize, releases: u64) {
+        self.refused = Some(Refusal { bytes, releases });
     }
 }
 
@@ -94,5 +113,28 @@ impl Arena {
     pub fn restart(&mut self) {
         self.free.clear();
         self.region.restart();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_refused_is_wanted_again_when_it_may_fit() {
+        let mut region = Region::new(0, 4 * LEAST_BYTES);
+        let wants = |region: &mut Region, bytes, releases| {
+            region.restart();
+            assert!(region.take(bytes).is_none());
+            region.wanted(releases)
+        };
+        assert_eq!(wants(&mut region, 12 * LEAST_BYTES, 0), Some(16 * LEAST_BYTES));
+        region.refuse(16 * LEAST_BYTES, 1);
+        assert_eq!(wants(&mut region, 12 * LEAST_BYTES, 1), None);
+        assert_eq!(wants(&mut region, 20 * LEAST_BYTES, 1), None);
+        assert_eq!(wants(&mut region, 5 * LEAST_BYTES, 1), Some(8 * LEAST_BYTES));
+        assert_eq!(wants(&mut region, 12 * LEAST_BYTES, 2), Some(16 * LEAST_BYTES));
+        region.restart();
+        assert_eq!(region.wanted(2), None);
     }
 }

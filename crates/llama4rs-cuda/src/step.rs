@@ -121,43 +121,50 @@ impl Steps {
 
     /// Replaces the regions in which the last step found no room.
     fn fit_regions(&mut self, gpu: &Gpu) -> Result<()> {
-        let Self { arena, inputs, results, .. } = self;
-        let wanted = [arena.region.wanted(), inputs.region.wanted(), results.region.wanted()];
-        let moves = wanted.iter().any(Option::is_some);
-        if moves {
-            self.graphs.forget();
-        }
-        if moves || self.graphs.has_retired() {
-            self.wait(gpu)?;
-        }
         let names = ["scratch of a step", "inputs of a step", "results of a step"];
-        for (which, (wanted, name)) in wanted.into_iter().zip(names).enumerate() {
-            let Some(bytes) = wanted else { continue };
+        for (which, name) in names.into_iter().enumerate() {
+            let releases = gpu.free_memory().releases();
+            let Some(bytes) = self.region(which).wanted(releases) else { continue };
             let held = crate::memory::rounded(bytes);
             let host = if which > 0 { Pinned::new(bytes).map(Some) } else { Ok(None) };
             let place = host.and_then(|host| Ok((host, gpu.allocate(held, name)?)));
             let (host, address) = match place {
                 Ok(place) => place,
                 // Without it, what finds no room takes memory of its own, as in the last step.
-                Err(Error::OutOfMemory { .. }) => continue,
+                Err(Error::OutOfMemory { .. }) => {
+                    let releases = gpu.free_memory().releases();
+                    self.region(which).refuse(bytes, releases);
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
-            let region = match which {
-                0 => &mut self.arena.region,
-                1 => &mut self.inputs.region,
-                _ => &mut self.results.region,
-            };
-            let old = std::mem::replace(region, Region::new(address, held));
-            match which {
-                0 => {}
-                1 => self.inputs.host = host,
-                _ => self.results.host = host,
-            }
+            let old = std::mem::replace(self.region(which), Region::new(address, held));
             if old.bytes > 0 {
                 gpu.free_memory().put(old.bytes, old.address);
             }
+            let old_host = match which {
+                0 => None,
+                1 => std::mem::replace(&mut self.inputs.host, host),
+                _ => std::mem::replace(&mut self.results.host, host),
+            };
+            self.graphs.forget();
+            // Copies from or to the old pinned memory may be under way.
+            self.wait(gpu)?;
+            drop(old_host);
+        }
+        if self.graphs.has_retired() {
+            self.wait(gpu)?;
         }
         Ok(())
+    }
+
+    /// The arena's, the inputs' or the results'.
+    fn region(&mut self, which: usize) -> &mut Region {
+        match which {
+            0 => &mut self.arena.region,
+            1 => &mut self.inputs.region,
+            _ => &mut self.results.region,
+        }
     }
 
     /// Waits for everything that was submitted.

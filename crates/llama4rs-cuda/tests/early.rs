@@ -3,12 +3,10 @@
 
 mod support;
 
-use std::ffi::CString;
-
 use llama4rs_cuda::Cuda;
 use llama4rs_tensor::{Backend, KvDtype};
 use support::scout::Model;
-use support::{assert_bits, cuda, nvrtc_folders};
+use support::{assert_bits, cuda, fail, nvrtc_folders};
 
 /// Rows of the steps.
 const STEPS: [usize; 10] = [2, 70, 1, 1, 1, 20, 3, 3, 3, 1];
@@ -56,12 +54,8 @@ fn a_driver_that_refuses_is_asked_once(late: Cuda) {
     // Without graphs: what is captured may always begin early.
     let early = device(true, false).unwrap();
     let mut model = Model::new(&early, 4, KvDtype::Bf16);
-    // SAFETY: the driver is loaded; the function is the stand-in's, of this type.
-    unsafe {
-        type Fail = unsafe extern "C" fn(*const std::ffi::c_char, u32, i32);
-        let driver = libloading::Library::new("libcuda.so.1").unwrap();
-        let Ok(fail) = driver.get::<Fail>(b"llama4rs_sim_fail") else { return };
-        fail(CString::new("cuLaunchKernelEx").unwrap().as_ptr(), 1, 801);
+    if !fail("cuLaunchKernelEx", 1, 801) {
+        return;
     }
     // Products read weights early: right behind what writes these the driver is not asked to begin early.
     let mut got = vec![step(&early, &mut model, STEPS[0])];

@@ -78,6 +78,36 @@ pub fn launches(kernel: &str) -> Option<usize> {
     Some(found.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap()))
 }
 
+/// How often a function of the simulated driver was called; none on others.
+pub fn calls(function: &str) -> Option<usize> {
+    type Calls = unsafe extern "C" fn(*mut std::ffi::c_char, usize) -> usize;
+    // SAFETY: the driver is loaded already; the function is the stand-in's, of this type, and writes into
+    // the room that there is.
+    let text = unsafe {
+        let library = libloading::Library::new("libcuda.so.1").ok()?;
+        let calls = library.get::<Calls>(b"llama4rs_sim_calls").ok()?;
+        let mut text = vec![0u8; 1 << 16];
+        let length = calls(text.as_mut_ptr().cast(), text.len());
+        text.truncate(length.min(1 << 16));
+        String::from_utf8(text).ok()?
+    };
+    let found = text.split(&format!("\"{function}\":")).nth(1);
+    Some(found.map_or(0, |rest| rest.split([',', '}']).next().unwrap().parse().unwrap()))
+}
+
+/// Lets the next calls of a function of the simulated driver answer `code`; `false` on a real device.
+pub fn fail(function: &str, calls: u32, code: i32) -> bool {
+    type Fail = unsafe extern "C" fn(*const std::ffi::c_char, u32, i32);
+    let function = std::ffi::CString::new(function).unwrap();
+    // SAFETY: the driver is loaded already; the function is the stand-in's, of this type.
+    unsafe {
+        let Ok(driver) = libloading::Library::new("libcuda.so.1") else { return false };
+        let Ok(fail) = driver.get::<Fail>(b"llama4rs_sim_fail") else { return false };
+        fail(function.as_ptr(), calls, code);
+    }
+    true
+}
+
 fn driver_is_absent() -> bool {
     // SAFETY: loading the driver runs its constructors, which expect that.
     let absent = |name: &str| unsafe { libloading::Library::new(name) }.is_err();
