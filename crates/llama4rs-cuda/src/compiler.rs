@@ -4,12 +4,14 @@
 //! one that waits still compiles it himself.
 
 use std::ops::ControlFlow;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use llama4rs_tensor::Result;
 
 use crate::binaries::Binaries;
+use crate::error::device;
 use crate::kernels::{options, Constants, KernelSource};
 use crate::nvrtc::{Architecture, Nvrtc};
 
@@ -39,13 +41,29 @@ struct Jobs {
     threads: usize,
 }
 
+/// Those, for threads that take and users that wait.
+#[derive(Default)]
+struct Queue {
+    jobs: Mutex<Jobs>,
+    changed: Condvar,
+}
+
+/// What `compile` gives; a panic becomes an error, which whoever waits for the code gets.
+fn contained(job: &Job, compile: impl FnOnce(&Job) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    catch_unwind(AssertUnwindSafe(|| compile(job))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let (file, text) = (job.source.name, text.unwrap_or("no reason given"));
+        Err(device(format!("the compiler's thread failed at {file}, please report it: {text}")))
+    })
+}
+
 /// The compiler, and what it has made.
 struct Work {
     nvrtc: Nvrtc,
     architecture: Architecture,
     binaries: Binaries,
-    jobs: Mutex<Jobs>,
-    changed: Condvar,
+    queue: Queue,
 }
 
 /// NVRTC with a cache and threads.
@@ -54,11 +72,28 @@ pub(crate) struct Compiler {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Work {
+impl Queue {
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a thread does: one job after the other, until none is left.
+    fn run(&self, compile: impl Fn(&Job) -> Result<Vec<u8>>) {
+        let mut jobs = self.jobs();
+        while let Some(job) = jobs.waiting.pop() {
+            jobs.running.push(job.clone());
+            drop(jobs);
+            let code = contained(&job, &compile);
+            jobs = self.jobs();
+            jobs.running.retain(|other| !other.is(job.source, &job.constants));
+            jobs.done.push((job, code));
+            self.changed.notify_all();
+        }
+        jobs.threads -= 1;
+    }
+}
+
+impl Work {
     /// The code of a job, from the cache unless that is of no use.
     fn code(&self, job: &Job, from_cache: bool) -> Result<Vec<u8>> {
         let version = format!("{:?}", self.nvrtc.version());
@@ -72,27 +107,12 @@ impl Work {
         self.binaries.store(&key, &compiled.code);
         Ok(compiled.code)
     }
-
-    /// What a thread does: one job after the other, until none is left.
-    fn run(&self) {
-        let mut jobs = self.jobs();
-        while let Some(job) = jobs.waiting.pop() {
-            jobs.running.push(job.clone());
-            drop(jobs);
-            let code = self.code(&job, true);
-            jobs = self.jobs();
-            jobs.running.retain(|other| !other.is(job.source, &job.constants));
-            jobs.done.push((job, code));
-            self.changed.notify_all();
-        }
-        jobs.threads -= 1;
-    }
 }
 
 impl Compiler {
     pub fn new(nvrtc: Nvrtc, architecture: Architecture) -> Self {
-        let (jobs, changed) = (Mutex::default(), Condvar::new());
-        let work = Work { nvrtc, architecture, binaries: Binaries::of_user(), jobs, changed };
+        let (binaries, queue) = (Binaries::of_user(), Queue::default());
+        let work = Work { nvrtc, architecture, binaries, queue };
         Self { work: Arc::new(work), threads: Mutex::default() }
     }
 
@@ -103,7 +123,7 @@ impl Compiler {
 
     /// Begins to compile a file of kernels, unless that was done before.
     pub fn expect(&self, source: &'static KernelSource, constants: Constants) {
-        let mut jobs = self.work.jobs();
+        let mut jobs = self.work.queue.jobs();
         let job = Job { source, constants };
         if jobs.expected.iter().any(|other| other.is(source, &job.constants)) {
             return;
@@ -120,7 +140,7 @@ impl Compiler {
         let work = self.work.clone();
         let builder = std::thread::Builder::new().name("llama4rs-compiler".to_owned());
         // Without a thread they are compiled when they are needed.
-        if let Ok(thread) = builder.spawn(move || work.run()) {
+        if let Ok(thread) = builder.spawn(move || work.queue.run(|job| work.code(job, true))) {
             jobs.threads += 1;
             self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
@@ -128,7 +148,7 @@ impl Compiler {
 
     /// Whether a file of kernels was expected.
     pub fn expects(&self, source: &KernelSource, constants: &[(&'static str, u32)]) -> bool {
-        self.work.jobs().expected.iter().any(|job| job.is(source, constants))
+        self.work.queue.jobs().expected.iter().any(|job| job.is(source, constants))
     }
 
     /// The code of a file of kernels, which may be of no use to the driver if it comes from the cache.
@@ -137,10 +157,10 @@ impl Compiler {
         source: &'static KernelSource,
         constants: &[(&'static str, u32)],
     ) -> Result<Vec<u8>> {
-        let mut jobs = self.work.jobs();
+        let mut jobs = self.work.queue.jobs();
         jobs.waiting.retain(|job| !job.is(source, constants));
         while jobs.running.iter().any(|job| job.is(source, constants)) {
-            jobs = self.work.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+            jobs = self.work.queue.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
         }
         if let Some(done) = jobs.done.iter().position(|(job, _)| job.is(source, constants)) {
             return jobs.done.swap_remove(done).1;
@@ -161,7 +181,7 @@ impl Compiler {
     /// Waits until everything that is expected is compiled; `progress` is told how many of how many are, now
     /// and then, and may break off. What does not compile is an error where it is needed.
     pub fn wait(&self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) {
-        let mut jobs = self.work.jobs();
+        let mut jobs = self.work.queue.jobs();
         loop {
             let left = if jobs.threads == 0 { 0 } else { jobs.waiting.len() + jobs.running.len() };
             let all = jobs.expected.len();
@@ -171,8 +191,8 @@ impl Compiler {
                 return;
             }
             let pause = std::time::Duration::from_millis(50);
-            jobs = self.work.jobs();
-            let waited = self.work.changed.wait_timeout(jobs, pause);
+            jobs = self.work.queue.jobs();
+            let waited = self.work.queue.changed.wait_timeout(jobs, pause);
             jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -181,7 +201,7 @@ impl Compiler {
 impl Drop for Compiler {
     /// Waits for what is being compiled: the library's threads must not outlive the process's end.
     fn drop(&mut self) {
-        self.work.jobs().waiting.clear();
+        self.work.queue.jobs().waiting.clear();
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             // One that panicked has nobody to be told.
@@ -196,6 +216,28 @@ mod tests {
 
     use super::*;
     use crate::kernels::*;
+
+    #[test]
+    fn a_job_that_panics_is_an_error_of_its_code() {
+        let queue = Queue::default();
+        let job = |source| Job { source, constants: vec![("WIDTH", 4)] };
+        let mut jobs = queue.jobs();
+        jobs.waiting = vec![job(&ROUTE), job(&ROWS), job(&SAMPLE)];
+        jobs.threads = 1;
+        drop(jobs);
+        queue.run(|job| match std::ptr::eq(job.source, &ROWS) {
+            true => panic!("out of {}", "luck"),
+            false => Ok(job.source.name.into()),
+        });
+        let jobs = queue.jobs();
+        assert!(jobs.waiting.is_empty() && jobs.running.is_empty() && jobs.threads == 0);
+        let [(_, first), (failed, error), (_, last)] = &jobs.done[..] else {
+            panic!("{} jobs are done", jobs.done.len())
+        };
+        assert!(first.is_ok() && last.is_ok() && failed.is(&ROWS, &[("WIDTH", 4)]));
+        let error = error.as_ref().unwrap_err().to_string();
+        assert!(error.contains(ROWS.name) && error.ends_with("out of luck"), "{error}");
+    }
 
     /// `LLAMA4RS_NVRTC=... LLAMA4RS_CUDA_CACHE=... cargo test --release --lib scouts -- --ignored --nocapture`:
     /// with an empty folder, and again with what the first run left there.
@@ -241,7 +283,7 @@ mod tests {
             ControlFlow::Continue(())
         });
         println!("{all} files of kernels: {:.3} s", begin.elapsed().as_secs_f64());
-        let jobs = compiler.work.jobs();
+        let jobs = compiler.work.queue.jobs();
         let bytes: usize = jobs.done.iter().map(|(_, code)| code.as_ref().unwrap().len()).sum();
         println!("{bytes} bytes of code");
     }
