@@ -92,7 +92,7 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
-/// Whether a driver answers like this that it does not know how to launch early.
+/// Whether a driver that does not know how to launch early answers like this.
 fn is_refusal(error: DriverError) -> bool {
     use sys::CUresult::{
         CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
@@ -122,14 +122,20 @@ impl Kernel {
         }
         gpu.bind()?;
         let mut pointers = arguments.pointers();
+        let mut refused = None;
         if gpu.may_begin_early(stream) {
             match self.launch_with(stream, blocks, threads, &mut pointers, true) {
-                Err(error) if is_refusal(error) => gpu.end_programmatic(device(words(error))),
+                Err(error) if is_refusal(error) => refused = Some(error),
                 outcome => return outcome.during(&format!("launch {}", self.name)),
             }
         }
         self.launch_with(stream, blocks, threads, &mut pointers, false)
-            .during(&format!("launch {}", self.name))
+            .during(&format!("launch {}", self.name))?;
+        // An invalid launch, which is refused like this, too, has come out as an error above.
+        if let Some(error) = refused {
+            gpu.end_programmatic(device(words(error)));
+        }
+        Ok(())
     }
 
     /// A `programmatic` launch may begin while the one before it drains; every kernel waits for its end.

@@ -6,7 +6,7 @@ mod support;
 use llama4rs_cuda::Cuda;
 use llama4rs_tensor::{Backend, KvDtype};
 use support::scout::Model;
-use support::{assert_bits, cuda, fail, nvrtc_folders};
+use support::{assert_bits, calls, cuda, fail, nvrtc_folders};
 
 /// Rows of the steps.
 const STEPS: [usize; 10] = [2, 70, 1, 1, 1, 20, 3, 3, 3, 1];
@@ -45,8 +45,32 @@ fn early_launches_change_no_bit() {
             assert_eq!(early.take_warning(), None);
         }
     }
-    // In the same test: the failure is for whoever calls next.
+    // In the same test: the failures are for whoever calls next.
+    an_invalid_launch_is_no_refusal();
     a_driver_that_refuses_is_asked_once(late);
+}
+
+fn an_invalid_launch_is_no_refusal() {
+    let early = device(true, false).unwrap();
+    let ready = || {
+        let model = Model::new(&early, 4, KvDtype::Bf16);
+        // Right behind what writes weights no launch begins early.
+        early.synchronize().unwrap();
+        model
+    };
+    let mut model = ready();
+    for launch in ["cuLaunchKernelEx", "cuLaunchKernel"] {
+        if !fail(launch, 1, 1) {
+            return;
+        }
+    }
+    let error = early.step(1, || model.run(&early, 1)).err().unwrap().to_string();
+    assert!(error.contains("CUDA cannot launch"), "{error}");
+    assert_eq!(early.take_warning(), None);
+    let mut model = ready();
+    let before = calls("cuLaunchKernelEx").unwrap();
+    early.step(1, || model.run(&early, 1)).unwrap();
+    assert!(calls("cuLaunchKernelEx").unwrap() > before, "launches begin early still");
 }
 
 fn a_driver_that_refuses_is_asked_once(late: Cuda) {
