@@ -90,7 +90,11 @@ pub(crate) fn run<T: Send>(
         }
         let outcome = py.detach(|| worker.join());
         match (raised, outcome) {
-            (Some(error), _) => Err(error),
+            (Some(error), outcome) => {
+                // An engine that was ready after all waits for its compiler's threads.
+                py.detach(|| drop(outcome));
+                Err(error)
+            }
             (None, Ok(outcome)) => outcome.map_err(PyRuntimeError::new_err),
             (None, Err(_)) => Err(PyRuntimeError::new_err("a worker thread failed")),
         }
