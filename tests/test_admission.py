@@ -235,7 +235,7 @@ def test_cancelling_frees_memory_at_once(path: Path) -> None:
 
 def test_cancelling_while_another_thread_computes(path: Path) -> None:
     """Nobody drives the engine afterwards, and still the memory is free."""
-    engine = open_engine(path, prefix_cache_bytes=0, step_tokens=100_000)
+    engine = open_engine(path, prefix_cache_bytes=0, step_tokens=10_000)
     request = engine.submit(text(0, 6000), max_tokens=1)
     worker = threading.Thread(target=drain, args=(request,))
     worker.start()

@@ -140,6 +140,14 @@ def test_images(checkpoint: MakeCheckpoint) -> None:
     assert_agrees(logits, answers[f"{name}/one_image/logits"], name, tolerance=1e-3)
 
 
+def test_steps_of_more_rows_than_a_launch_has_blocks(checkpoint: MakeCheckpoint) -> None:
+    path = str(checkpoint("dense"))
+    assert CudaEngine(path, step_tokens=65_535).step_tokens == 65_535
+    with pytest.raises(ValueError, match="step_tokens must be at most 65535 on .*, got 65536"):
+        CudaEngine(path, step_tokens=65_536)
+    assert Engine(path, device="cpu", step_tokens=65_536).step_tokens == 65_536
+
+
 def test_a_device_that_is_not_there(checkpoint: MakeCheckpoint) -> None:
     from llama4rs import DeviceError
 

@@ -64,7 +64,7 @@ class Llama4(ModelRequests):
             and a margin. A request that can never fit is an error when it is made; others wait
             in order until there is room for all that they may need.
         step_tokens: Most tokens that one step computes, for all requests together; None for 512,
-            on a GPU 4096. Smaller steps let new requests in sooner.
+            on a GPU 4096 (65535 at most). Smaller steps let new requests in sooner.
         seed: Seed of requests that name none. The same seed gives the same text. None takes a new
             one for every request.
         tokenizer: A tokenizer, a tokenizer file or a directory with one, to use in place of the

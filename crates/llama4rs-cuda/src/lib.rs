@@ -44,6 +44,7 @@ pub use cuda::Cuda;
 pub use driver::{devices, driver_version, DeviceInfo};
 pub use kernels::{all_kernels, KernelSource};
 pub use kv_pages::KvPages;
+pub use module::MOST_STEP_ROWS;
 pub use ops::sample::Tokens;
 pub use ops::warpgroups::PromptProducts;
 pub use tensor::{Matrix, Routing, Tensor, Vector};

@@ -9,6 +9,11 @@ use crate::arguments::Packed;
 use crate::error::{device, words, During};
 use crate::gpu::Gpu;
 
+/// Blocks of a grid along its second and third dimension.
+const MOST_BLOCKS: usize = 65535;
+/// Rows of a step: some kernels have one for each block along the second dimension.
+pub const MOST_STEP_ROWS: usize = MOST_BLOCKS;
+
 /// Loaded code. It lives as long as its device: [`Module::unload`] is for the end.
 pub(crate) struct Module {
     handle: sys::CUmodule,
@@ -116,7 +121,7 @@ impl Kernel {
         threads: u32,
         arguments: Packed<'_>,
     ) -> Result<()> {
-        if blocks[0] > i32::MAX as usize || blocks[1] > 65535 || blocks[2] > 65535 {
+        if blocks[0] > i32::MAX as usize || blocks[1].max(blocks[2]) > MOST_BLOCKS {
             let most = "2^31 x 65535 x 65535 blocks";
             return Err(Error::shape(self.name, most, format!("{blocks:?}")));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use llama4rs_checkpoint::{OpenOptions, SynthOptions, SyntheticSource, TensorReport, WeightSource};
 use llama4rs_cpu::{Arithmetic, Cpu};
-use llama4rs_cuda::Cuda;
+use llama4rs_cuda::{Cuda, MOST_STEP_ROWS};
 use llama4rs_engine::{ImageFeatures, RequestOptions, SamplingOptions, Settings};
 use llama4rs_kv_cache::store::{self, BytesRead, ReadMode, StoreOptions};
 use llama4rs_kv_cache::{PoolKind, PAGE_TOKENS};
@@ -74,6 +74,8 @@ struct KvStore {
 
 /// Why a model could not be opened.
 enum OpenError {
+    /// A setting that the device does not allow.
+    Setting(String),
     Model(llama4rs_model::Error),
     Store(store::Error),
 }
@@ -87,6 +89,7 @@ impl<E: Into<llama4rs_model::Error>> From<E> for OpenError {
 impl OpenError {
     fn raise(self, py: Python<'_>) -> PyErr {
         match self {
+            Self::Setting(message) => PyValueError::new_err(message),
             Self::Model(error) => errors::model(py, error),
             Self::Store(error) => errors::store(py, error),
         }
@@ -114,6 +117,7 @@ fn open(
     let cuda = cuda.map(|cuda| with_room(cuda, wanted.device, &tensors, &mut warnings));
     let engine = match cuda.transpose()?.flatten() {
         Some(cuda) => {
+            check_step_tokens(&cuda, wanted.step_tokens)?;
             let numerics = cuda.numerics();
             open_on(cuda, &numerics, GPU_STEP_TOKENS, &*source, wanted, progress)?
         }
@@ -170,6 +174,18 @@ fn with_room(
         "{message}: use smaller weights (weights=\"int4\") or device=\"cpu\""
     ))
     .into())
+}
+
+/// Refuses steps of more rows than launches have blocks for.
+fn check_step_tokens(cuda: &Cuda, step_tokens: Option<usize>) -> Result<(), OpenError> {
+    match step_tokens {
+        Some(tokens) if tokens > MOST_STEP_ROWS => Err(OpenError::Setting(format!(
+            "step_tokens must be at most {MOST_STEP_ROWS} on {}, got {tokens}: leave it out for \
+             {GPU_STEP_TOKENS}, or use device=\"cpu\"",
+            cuda.info().name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Brings the model to a device, whose steps have `step_tokens` prompt tokens unless the caller says.
