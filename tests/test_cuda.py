@@ -143,7 +143,7 @@ def test_images(checkpoint: MakeCheckpoint) -> None:
 def test_steps_of_more_rows_than_a_launch_has_blocks(checkpoint: MakeCheckpoint) -> None:
     path = str(checkpoint("dense"))
     assert CudaEngine(path, step_tokens=65_535).step_tokens == 65_535
-    with pytest.raises(ValueError, match="step_tokens must be at most 65535 on .*, got 65536"):
+    with pytest.raises(ValueError, match="step_tokens must be at most 65535 on"):
         CudaEngine(path, step_tokens=65_536)
     assert Engine(path, device="cpu", step_tokens=65_536).step_tokens == 65_536
 
