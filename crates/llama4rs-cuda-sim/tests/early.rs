@@ -4,6 +4,7 @@ mod support;
 
 use std::ffi::c_void;
 use std::ptr::null;
+use std::sync::{Mutex, PoisonError};
 
 use llama4rs_cuda_sim::driver::launch::cuLaunchKernelEx;
 use llama4rs_cuda_sim::driver::stream::cuStreamSynchronize;
@@ -74,8 +75,12 @@ fn launch_early(function: u64, arguments: &[u64]) -> i32 {
     unsafe { cuLaunchKernelEx((&raw const config).cast(), function, pointers.as_ptr(), null()) }
 }
 
+/// One test at a time: a host that waits for one's launches would wait for those of another.
+static DEVICE: Mutex<()> = Mutex::new(());
+
 /// Runs a kernel early, behind one that writes its input; the code and the report.
 fn behind_a_writer(name: &str, body: &[&str], waits: bool) -> (i32, String) {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     std::env::set_var("LLAMA4RS_SIM_CAPABILITY", "9.0");
     start();
     let words: Vec<u32> = (0..64).collect();
