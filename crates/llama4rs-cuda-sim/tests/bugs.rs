@@ -6,35 +6,9 @@ use support::*;
 
 const PTX: &str = include_str!("kernels/bugs.ptx");
 
-/// Runs a kernel without its bug, then with it: the code and words of the report.
 fn caught(name: &str, code: i32, words: &[&str]) {
     start();
-    let kernel = kernel(load(PTX), name);
-    let values: Vec<u32> = (0..64).collect();
-    for bug in [0, 1] {
-        let (x, y) = (upload(&values), allocate(256));
-        let answer = launch(kernel, 1, 64, 0, &[y, x, bug]);
-        if bug == 0 {
-            assert_eq!(answer, 0, "{name} without its bug: {}", report_of(name));
-        } else {
-            let report = report_of(name);
-            assert_eq!(answer, code, "{name}: {report}");
-            for word in words {
-                assert!(report.contains(word), "{name}: `{word}` is missing in: {report}");
-            }
-        }
-        free(x);
-        free(y);
-    }
-}
-
-macro_rules! bugs {
-    ($($name:ident: $code:literal, $($word:literal),*;)*) => {
-        $(#[test]
-        fn $name() {
-            caught(stringify!($name), $code, &[$($word),*]);
-        })*
-    };
+    planted(PTX, name, 64, code, words);
 }
 
 bugs! {

@@ -214,8 +214,13 @@ impl Drop for Compiler {
 mod tests {
     use std::time::Instant;
 
+    use llama4rs_tensor::{KvDtype, KvGeometry};
+
     use super::*;
     use crate::kernels::*;
+    use crate::kv_pages::PAGE_TOKENS;
+    use crate::ops::kv_pages::kv_constants;
+    use crate::ops::pages_attention::Prefill;
 
     #[test]
     fn a_job_that_panics_is_an_error_of_its_code() {
@@ -239,7 +244,9 @@ mod tests {
         assert!(error.contains(ROWS.name) && error.ends_with("out of luck"), "{error}");
     }
 
-    /// `LLAMA4RS_NVRTC=... LLAMA4RS_CUDA_CACHE=... cargo test --release --lib scouts -- --ignored --nocapture`:
+    /// What compiling all that Scout's text model needs takes on a Hopper, with int4/g128 weights, an int8 output
+    /// matrix and pages in int8:
+    /// `LLAMA4RS_NVRTC=... LLAMA4RS_CUDA_CACHE=... cargo test --release --lib scouts -- --ignored --nocapture`,
     /// with an empty folder, and again with what the first run left there.
     #[test]
     #[ignore = "a measurement"]
@@ -249,34 +256,39 @@ mod tests {
         println!("NVRTC {:?} loaded: {:.3} s", nvrtc.version(), begin.elapsed().as_secs_f64());
         let begin = Instant::now();
         let compiler = Compiler::new(nvrtc, Architecture::Binary("sm_90a".to_owned()));
-        let weights = |format, group| [("FORMAT", format), ("GROUP", group)];
-        let with = |more: &[(&'static str, u32)], format, group| {
-            [&weights(format, group)[..], more].concat()
-        };
-        for (finish, panels) in [(0, 1), (2, 2), (3, 1)] {
-            let more = [("FINISH", finish), ("ROW_PANELS", panels)];
-            compiler.expect(&MATMUL_DECODE, with(&more, 3, 128));
+        let [int4, int8] = [3, 2].map(|format| [("FORMAT", format), ("GROUP", 128)]);
+        for (weights, finish) in [(int4, 0), (int4, 2), (int4, 3), (int8, 0)] {
+            let tile = [&weights[..], &[("FINISH", finish)]].concat();
+            if finish != 3 {
+                compiler.expect(&MATMUL_WGMMA, tile.clone());
+                compiler.expect(&MATMUL_TILE, tile.clone());
+            }
+            let panels = ("ROW_PANELS", 1 + u32::from(finish == 2));
+            compiler.expect(&MATMUL_DECODE, [tile, vec![panels]].concat());
         }
-        compiler.expect(&MATMUL_DECODE, with(&[("FINISH", 0), ("ROW_PANELS", 1)], 2, 128));
-        for (format, finish) in [(3, 0), (3, 2), (2, 0)] {
-            compiler.expect(&MATMUL_TILE, with(&[("FINISH", finish)], format, 128));
-        }
-        compiler.expect(&EMBED_FRAGMENTS, weights(1, 0).to_vec());
-        for source in [&REPACK, &ROUTE, &ROWS, &SAMPLE] {
+        compiler.expect(&EMBED_FRAGMENTS, int8.to_vec());
+        for source in [&ORDER_STEPS, &REPACK, &ROUTE, &ROWS, &SAMPLE] {
             compiler.expect(source, Vec::new());
         }
         for width in [4, 5120] {
             compiler.expect(&RESIDUAL_NORM, vec![("WIDTH", width)]);
         }
-        compiler.expect(&ROPE_CACHE, vec![("HEAD_DIM", 128)]);
-        // Of int8 pages; those of bf16 ones take half of the time.
+        // Pages of bf16 take half of the time.
+        for prefill in [Prefill::Large, Prefill::Parts] {
+            compiler.expect(&ATTENTION_PREFILL, prefill.constants(128, true).to_vec());
+        }
         let head_dim = ("HEAD_DIM", 128);
-        compiler.expect(&ATTENTION_PREFILL, vec![head_dim, ("SEALED_PAGES", 1)]);
+        compiler.expect(&ROPE_CACHE, vec![head_dim]);
         let decode = vec![head_dim, ("ROW_TILES", 1), ("SEALED_PAGES", 1)];
         compiler.expect(&ATTENTION_DECODE, decode);
-        let pages = [("HEAD_DIM", 128), ("KV_HEADS", 8), ("PAGE_TOKENS", 64)];
-        let codes = [("KV_BF16", 1), ("CODE_BITS", 8)];
-        compiler.expect(&KV_PAGES, [&pages[..], &codes].concat());
+        let geometry = KvGeometry {
+            num_layers: 48,
+            num_kv_heads: 8,
+            head_dim: 128,
+            page_tokens: PAGE_TOKENS,
+            dtype: KvDtype::Int8,
+        };
+        compiler.expect(&KV_PAGES, kv_constants(&geometry).to_vec());
         let mut all = 0;
         compiler.wait(&mut |_, expected| {
             all = expected;

@@ -134,7 +134,7 @@ impl KernelSource {
     }
 
     /// Bytes of the file and its headers, which say roughly how long it takes to compile.
-    pub fn source_bytes(&self) -> usize {
+    pub(crate) fn source_bytes(&self) -> usize {
         self.text.len() + self.headers.iter().map(|(_, text)| text.len()).sum::<usize>()
     }
 

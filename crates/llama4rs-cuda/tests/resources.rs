@@ -40,7 +40,7 @@ fn compile(nvrtc: &Nvrtc, (source, constants, architecture): Job<'_>) -> Vec<(St
     kernels.collect()
 }
 
-/// Compiles every example for every architecture.
+/// Compiles everything, on all cores.
 fn full_report(nvrtc: &Nvrtc) -> Report {
     let examples = all_kernels()
         .iter()
@@ -48,12 +48,6 @@ fn full_report(nvrtc: &Nvrtc) -> Report {
     let jobs: Vec<Job<'_>> = examples
         .flat_map(|(source, constants)| ARCHITECTURES.map(|name| (source, constants, name)))
         .collect();
-    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
-    report(nvrtc, &jobs, threads)
-}
-
-/// Compiles `jobs` by several threads.
-fn report(nvrtc: &Nvrtc, jobs: &[Job<'_>], threads: usize) -> Report {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
@@ -65,6 +59,7 @@ fn report(nvrtc: &Nvrtc, jobs: &[Job<'_>], threads: usize) -> Report {
         }
         done
     };
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
     let mut report = Report::new();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
@@ -134,53 +129,4 @@ fn read(text: &str) -> Report {
         budget.insert(kernel, numbers.collect());
     }
     budget
-}
-
-/// What compiling all that Scout's text model needs takes, with int4/g128 weights, an int8 output matrix and pages in
-/// int8: `cargo test --release --test resources -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn what_compiling_takes() {
-    let nvrtc = Nvrtc::load(&nvrtc_folders()).unwrap();
-    let [int4, int8] = [3, 2].map(|format| [("FORMAT", format), ("GROUP", 128)]);
-    let mut jobs: Vec<(&str, Vec<(&str, u32)>)> = Vec::new();
-    for (matrix, finishes) in [(int4, &[0, 2, 3][..]), (int8, &[0])] {
-        for &finish in finishes {
-            let constants = [&matrix[..], &[("FINISH", finish)]].concat();
-            if finish != 3 {
-                jobs.push(("matmul_wgmma.cu", constants.clone()));
-                jobs.push(("matmul_tile.cu", constants.clone()));
-            }
-            let panels = ("ROW_PANELS", 1 + (finish == 2) as u32);
-            jobs.push(("matmul_decode.cu", [constants, vec![panels]].concat()));
-        }
-    }
-    let pages = [("HEAD_DIM", 128), ("SEALED_PAGES", 1)];
-    for prefill in [0, 2] {
-        jobs.push(("attention_prefill.cu", [&pages[..], &[("PREFILL", prefill)]].concat()));
-    }
-    jobs.push(("attention_decode.cu", [&pages[..], &[("ROW_TILES", 1)]].concat()));
-    let cache = [("KV_HEADS", 8), ("PAGE_TOKENS", 64), ("KV_BF16", 1), ("CODE_BITS", 8)];
-    jobs.push(("kv_pages.cu", [&pages[..1], &cache].concat()));
-    jobs.push(("rope_cache.cu", pages[..1].to_vec()));
-    jobs.extend([4, 5120].map(|width| ("residual_norm.cu", vec![("WIDTH", width)])));
-    jobs.push(("embed_fragments.cu", int8.to_vec()));
-    jobs.extend(
-        ["rows.cu", "sample.cu", "route.cu", "order_steps.cu", "repack.cu"]
-            .map(|name| (name, Vec::new())),
-    );
-    let source = |name| *all_kernels().iter().find(|source| source.name == name).unwrap();
-    let mut jobs: Vec<Job<'_>> =
-        jobs.iter().map(|(name, constants)| (source(*name), &constants[..], "sm_90a")).collect();
-    // As the backend does it.
-    jobs.sort_by_key(|(source, ..)| std::cmp::Reverse(source.source_bytes()));
-    for threads in [4, 1] {
-        let started = std::time::Instant::now();
-        report(&nvrtc, &jobs, threads);
-        println!(
-            "{} files, {threads} threads: {:.2} s",
-            jobs.len(),
-            started.elapsed().as_secs_f64()
-        );
-    }
 }

@@ -99,3 +99,35 @@ pub fn report_of(kernel: &str) -> String {
     let reports = reports();
     reports.lines().rfind(|line| line.contains(&name)).unwrap_or_default().to_string()
 }
+
+/// Runs a kernel without its bug, then with it, by one block: the code and words of the report.
+pub fn planted(ptx: &str, name: &str, threads: usize, code: i32, words: &[&str]) {
+    let kernel = kernel(load(ptx), name);
+    let values: Vec<u32> = (0..threads as u32).collect();
+    for bug in [0, 1] {
+        let (x, y) = (upload(&values), allocate(4 * threads));
+        let answer = launch(kernel, 1, threads as u32, 0, &[y, x, bug]);
+        if bug == 0 {
+            assert_eq!(answer, 0, "{name} without its bug: {}", report_of(name));
+        } else {
+            let report = report_of(name);
+            assert_eq!(answer, code, "{name}: {report}");
+            for word in words {
+                assert!(report.contains(word), "{name}: `{word}` is missing in: {report}");
+            }
+        }
+        free(x);
+        free(y);
+    }
+}
+
+/// A test of each planted bug, which the file's `caught` runs.
+#[macro_export]
+macro_rules! bugs {
+    ($($name:ident: $code:literal, $($word:literal),*;)*) => {
+        $(#[test]
+        fn $name() {
+            caught(stringify!($name), $code, &[$($word),*]);
+        })*
+    };
+}

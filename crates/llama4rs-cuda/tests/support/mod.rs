@@ -62,37 +62,37 @@ pub fn hopper() -> Option<&'static Cuda> {
     cuda()
 }
 
+/// What a function of the simulated device writes down; none on others.
+fn simulated_text(function: &[u8]) -> Option<String> {
+    type Write = unsafe extern "C" fn(*mut std::ffi::c_char, usize) -> usize;
+    // SAFETY: the driver is loaded already; the function is the stand-in's, of this type, and writes into
+    // the room that there is.
+    unsafe {
+        let library = libloading::Library::new("libcuda.so.1").ok()?;
+        let write = library.get::<Write>(function).ok()?;
+        let mut text = vec![0u8; 1 << 16];
+        let length = write(text.as_mut_ptr().cast(), text.len());
+        text.truncate(length.min(1 << 16));
+        String::from_utf8(text).ok()
+    }
+}
+
+/// The number behind `key`; 0 without one.
+fn number_behind(text: &str, key: &str) -> usize {
+    let found = text.split(key).nth(1);
+    found.map_or(0, |rest| rest.split([',', '}']).next().unwrap().parse().unwrap())
+}
+
 /// How often the simulated device launched a kernel; none on others.
 pub fn launches(kernel: &str) -> Option<usize> {
-    type Counters = unsafe extern "C" fn(*mut std::ffi::c_char, usize) -> usize;
-    // SAFETY: as above; the function has this type, and writes into the room that there is.
-    let text = unsafe {
-        let library = libloading::Library::new("libcuda.so.1").ok()?;
-        let counters = library.get::<Counters>(b"llama4rs_sim_counters").ok()?;
-        let mut text = vec![0u8; 1 << 16];
-        let length = counters(text.as_mut_ptr().cast(), text.len());
-        text.truncate(length.min(1 << 16));
-        String::from_utf8(text).ok()?
-    };
-    let found = text.split(&format!("\"{kernel}\":{{\"launches\":")).nth(1);
-    Some(found.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap()))
+    let text = simulated_text(b"llama4rs_sim_counters")?;
+    Some(number_behind(&text, &format!("\"{kernel}\":{{\"launches\":")))
 }
 
 /// How often a function of the simulated driver was called; none on others.
 pub fn calls(function: &str) -> Option<usize> {
-    type Calls = unsafe extern "C" fn(*mut std::ffi::c_char, usize) -> usize;
-    // SAFETY: the driver is loaded already; the function is the stand-in's, of this type, and writes into
-    // the room that there is.
-    let text = unsafe {
-        let library = libloading::Library::new("libcuda.so.1").ok()?;
-        let calls = library.get::<Calls>(b"llama4rs_sim_calls").ok()?;
-        let mut text = vec![0u8; 1 << 16];
-        let length = calls(text.as_mut_ptr().cast(), text.len());
-        text.truncate(length.min(1 << 16));
-        String::from_utf8(text).ok()?
-    };
-    let found = text.split(&format!("\"{function}\":")).nth(1);
-    Some(found.map_or(0, |rest| rest.split([',', '}']).next().unwrap().parse().unwrap()))
+    let text = simulated_text(b"llama4rs_sim_calls")?;
+    Some(number_behind(&text, &format!("\"{function}\":")))
 }
 
 /// Lets the next calls of a function of the simulated driver answer `code`; `false` on a real device.
