@@ -8,15 +8,11 @@ use llama4rs_tensor::{
     AlignedBytes, Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId, Slot, VisionBackend,
     WeightFormat,
 };
-use support::operations::{attend, filled, PAGE};
+use support::operations::{attend, filled, geometry, PAGE};
 use support::{assert_bits, assert_close, cpu, cuda, Random};
 
 const TOLERANCE: f64 = 3e-6;
 const SCALE: f32 = 0.3;
-
-fn geometry(dtype: KvDtype, num_kv_heads: usize, head_dim: usize) -> KvGeometry {
-    KvGeometry { num_layers: 2, num_kv_heads, head_dim, page_tokens: PAGE, dtype }
-}
 
 #[test]
 fn attention_over_pages() {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 use llama4rs_tensor::{Backend, KvDtype, KvGeometry, KvSpan, PageForm, PageId};
-use support::operations::{attend, filled, halves, PAGE, ROUNDED};
+use support::operations::{attend, filled, geometry, halves, PAGE, ROUNDED};
 use support::{assert_bits, assert_close, cpu, tensor_cores, Random};
 
 const SCALE: f32 = 0.11;
@@ -32,13 +32,7 @@ impl Case {
         tokens: usize,
         rows: usize,
     ) -> Self {
-        let geometry = KvGeometry {
-            num_layers: 2,
-            num_kv_heads: kv_heads,
-            head_dim,
-            page_tokens: PAGE,
-            dtype,
-        };
+        let geometry = geometry(dtype, kv_heads, head_dim);
         let (cols, width) = (kv_heads * head_dim, kv_heads * group * head_dim);
         // As the engine has it: pages that every row sees whole and that are not a row's own.
         let whole = if dtype == KvDtype::Int8 { (tokens - rows) / PAGE } else { 0 };

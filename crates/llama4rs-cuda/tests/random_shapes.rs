@@ -3,10 +3,11 @@
 
 mod support;
 
-use llama4rs_tensor::{KvDtype, KvGeometry, KvSpan, PageId, WeightFormat};
+use llama4rs_tensor::{KvDtype, KvSpan, PageId, WeightFormat};
 use proptest::prelude::*;
 use support::operations::{
-    attend, feed_forward, filled, format, halves, layer, matmul, mixture, PAGE, ROUNDED, SUMS,
+    attend, feed_forward, filled, format, geometry, halves, layer, matmul, mixture, PAGE, ROUNDED,
+    SUMS,
 };
 use support::{assert_bits, assert_close, cpu, tensor_cores, Random};
 
@@ -126,13 +127,7 @@ proptest! {
         let Some(cuda) = tensor_cores() else { return Ok(()) };
         let random = &mut Random(seed);
         let dtype = if sealed { KvDtype::Int8 } else { KvDtype::Bf16 };
-        let geometry = KvGeometry {
-            num_layers: 2,
-            num_kv_heads: kv_heads,
-            head_dim,
-            page_tokens: PAGE,
-            dtype,
-        };
+        let geometry = geometry(dtype, kv_heads, head_dim);
         let (cols, width, tokens) = (kv_heads * head_dim, kv_heads * head_dim * group, before + count);
         let (keys, values) = (random.values(tokens * cols), random.values(tokens * cols));
         let queries = halves(random, count * width);

@@ -6,10 +6,10 @@ use half::bf16;
 use llama4rs_cuda::Cuda;
 use llama4rs_engine::{Sampler, SamplingOptions};
 use llama4rs_tensor::{
-    Backend, Draw, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
-    PageForm, PageId, Placement, Slot, WeightFormat,
+    Backend, Draw, ExpertWeights, FeedForwardScratch, KvDtype, KvSpan, MixtureWeights, PageForm,
+    PageId, Placement, Slot, WeightFormat,
 };
-use support::operations::{attend, filled, halves, matmul, PAGE, ROUNDED, SUMS};
+use support::operations::{attend, filled, geometry, halves, matmul, PAGE, ROUNDED, SUMS};
 use support::{assert_bits, assert_close, cpu, cuda, tensor_cores, Random, Weights, FORMATS};
 
 #[test]
@@ -222,13 +222,7 @@ fn attention_over_pages() {
         (KvDtype::Int8, 1, 5, 128, 410, 18),
         (KvDtype::Int8, 2, 2, 64, 321, 1),
     ] {
-        let geometry = KvGeometry {
-            num_layers: 2,
-            num_kv_heads: kv_heads,
-            head_dim,
-            page_tokens: PAGE,
-            dtype,
-        };
+        let geometry = geometry(dtype, kv_heads, head_dim);
         let (cols, width) = (kv_heads * head_dim, kv_heads * head_dim * group);
         let (keys, values) = (random.values(tokens * cols), random.values(tokens * cols));
         let queries = halves(random, (rows + 1) * width);
@@ -286,13 +280,7 @@ fn queries_and_keys_get_their_positions_in_one_launch() {
     let random = &mut Random(7);
     for (rows, kv_heads, group, head_dim, rotary) in [(3, 2, 5, 128, true), (2, 1, 4, 64, false)] {
         let (cols, width) = (kv_heads * head_dim, kv_heads * group * head_dim);
-        let geometry = KvGeometry {
-            num_layers: 2,
-            num_kv_heads: kv_heads,
-            head_dim,
-            page_tokens: PAGE,
-            dtype: KvDtype::Bf16,
-        };
+        let geometry = geometry(KvDtype::Bf16, kv_heads, head_dim);
         let (q, k, v) =
             (random.values(rows * width), random.values(rows * cols), random.values(rows * cols));
         let angles = random.values(rows * head_dim / 2);

@@ -2,8 +2,8 @@
 
 use half::bf16;
 use llama4rs_tensor::{
-    Backend, ExpertWeights, FeedForwardScratch, KvGeometry, KvSpan, MixtureWeights, PageForm,
-    PageId, Slot, WeightFormat,
+    Backend, ExpertWeights, FeedForwardScratch, KvDtype, KvGeometry, KvSpan, MixtureWeights,
+    PageForm, PageId, Slot, WeightFormat,
 };
 use proptest::prelude::*;
 
@@ -15,6 +15,11 @@ pub const PAGE: usize = 64;
 pub const SUMS: f64 = 3e-6;
 /// Something was rounded to bf16 on the way.
 pub const ROUNDED: f64 = 4e-3;
+
+/// Pages of two layers.
+pub fn geometry(dtype: KvDtype, num_kv_heads: usize, head_dim: usize) -> KvGeometry {
+    KvGeometry { num_layers: 2, num_kv_heads, head_dim, page_tokens: PAGE, dtype }
+}
 
 /// Values that bf16 holds, so that products round nothing else than their sums.
 pub fn halves(random: &mut Random, count: usize) -> Vec<f32> {

@@ -20,19 +20,7 @@ from llama4rs.demo import draw_picture
 from llama4rs.errors import RequestError, SessionError
 from llama4rs.session_files import SessionFiles, SessionState
 
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
-BOOK = "Once upon a time there was a little dog who lived in a big house. " * 20
-
-
-@pytest.fixture
-def kv_dir(tmp_path: Path) -> Path:
-    return tmp_path / "kv"
-
-
-@pytest.fixture
-def llm(kv_dir: Path) -> llama4rs.Llama4:
-    """cria, with a place for its sessions."""
-    return llama4rs.Llama4(kv_dir=kv_dir, threads=1)
+from .texts import BOOK, GREEDY
 
 
 def test_what_is_saved(llm: llama4rs.Llama4, kv_dir: Path) -> None:

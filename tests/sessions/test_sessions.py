@@ -36,19 +36,7 @@ from llama4rs.errors import (
 from oracle.checkpoint import make_checkpoint
 from oracle.configs import TEXT
 
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
-BOOK = "Once upon a time there was a little dog who lived in a big house. " * 20
-
-
-@pytest.fixture
-def kv_dir(tmp_path: Path) -> Path:
-    return tmp_path / "kv"
-
-
-@pytest.fixture
-def llm(kv_dir: Path) -> llama4rs.Llama4:
-    """cria, with a place for its sessions."""
-    return llama4rs.Llama4(kv_dir=kv_dir, threads=1)
+from .texts import BOOK, GREEDY
 
 
 @pytest.fixture(scope="module")
